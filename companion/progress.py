@@ -44,7 +44,7 @@ def track(
     size = total if total is not None else getattr(iterable, "__len__", lambda: None)()
     target = os.environ.get(VARIABLE)
     if not target:
-        with tqdm(iterable, desc=what, total=size, leave=False, file=sys.stderr) as bar:
+        with tqdm(iterable, desc=what, total=size, leave=False, mininterval=INTERVAL, file=sys.stderr) as bar:
             for item in bar:
                 yield item
                 if note is not None:

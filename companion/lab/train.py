@@ -1,0 +1,256 @@
+"""One training loop for every experiment: one process or torchrun, CPU or GPU, killed and resumed, the same numbers."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from companion.lab import distributed
+from companion.progress import track
+
+Pairs = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to train; the whole configuration of a run.
+
+    Attributes:
+        steps: number of updates.
+        batch_size: positive pairs in one update, over all workers together.
+        lr: largest learning rate.
+        optimizer: "sgd" or "adam".
+        momentum: of SGD.
+        weight_decay: added to the gradient as weight_decay times the parameter (both optimisers).
+        warmup_steps: updates over which the rate rises linearly to lr.
+        cosine: whether the rate then falls along half a cosine to 0; else it stays.
+        milestones: updates at which the rate falls to a tenth.
+        bf16: forward pass in bfloat16 autocast; loss and parameters stay in float32.
+        channels_last: memory layout of images and convolutions.
+        log_every: updates between two looks at the loss (a look waits for the device).
+        checkpoint_every: updates between two checkpoints.
+        seed: of the generator that draws the pairs.
+    """
+
+    steps: int = 600
+    batch_size: int = 256
+    lr: float = 0.06
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup_steps: int = 0
+    cosine: bool = True
+    milestones: tuple[int, ...] = ()
+    bf16: bool = False
+    channels_last: bool = False
+    log_every: int = 20
+    checkpoint_every: int = 500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a configuration that cannot be meant."""
+        if self.optimizer not in ("sgd", "adam"):
+            raise ValueError(f'optimizer: expected "sgd" or "adam", found {self.optimizer!r}')
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+
+    def rate(self, step: int) -> float:
+        """Learning rate of update number `step` = 0, 1, ...
+
+        >>> [Options(steps=4, lr=1.0, warmup_steps=2).rate(step) for step in range(4)]
+        [0.5, 1.0, 1.0, 0.5]
+        """
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        lr = self.lr * 0.1 ** sum(step >= milestone for milestone in self.milestones)
+        if not self.cosine:
+            return lr
+        return lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup_steps) / (self.steps - self.warmup_steps)))
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run leaves behind.
+
+    Attributes:
+        steps: (steps,) int64, 1, 2, ...
+        losses: (steps,) float64, the loss of each batch before its update.
+        seconds: wall time of the loop, over all its parts if it was resumed.
+    """
+
+    steps: Tensor
+    losses: Tensor
+    seconds: float
+
+
+def fit(
+    model: nn.Module,
+    sample_pairs: Pairs,
+    loss: Loss,
+    options: Options,
+    *,
+    what: str = "training",
+    checkpoint: str | Path | None = None,
+    device: torch.device | str | None = None,
+) -> History:
+    """Train `model` in place on positive pairs, and leave it in evaluation mode.
+
+    Both views of a batch go through the model together, so batch norm takes its moments over the 2n views. Under
+    torchrun (after `distributed.start`) every worker draws the same batch and embeds its own rows; given a loss that is
+    written with `distributed.sum_over_workers` or `distributed.gather`, the result is that of one process.
+
+    Args:
+        model: from a batch of views to (n, k) embeddings.
+        sample_pairs: (batch size, generator) to two batches of views (x, x+).
+        loss: (z, z+) to a scalar.
+        options: the configuration.
+        what: name of the run in the progress bar.
+        checkpoint: file to save the state in and to continue from; a run that was killed continues to the very numbers
+            of one that was not. One file a run: it holds the options, not the data, the loss or the code.
+        device: where to train; by default where the model is.
+
+    Returns:
+        The history.
+
+    Raises:
+        ValueError: the checkpoint belongs to a run with other options.
+        FloatingPointError: the loss is not finite.
+    """
+    device = torch.device(device) if device is not None else next(model.parameters()).device
+    layout = torch.channels_last if options.channels_last else torch.preserve_format
+    distributed.with_global_batch_norm(model.to(device=device, memory_format=layout)).train()  # type: ignore[call-overload]
+    optimizer = _optimizer(model, options)
+    generator = torch.Generator(device).manual_seed(options.seed)
+    losses = torch.zeros(options.steps, dtype=torch.float64, device=device)
+    path = Path(checkpoint) if checkpoint is not None else None
+    first, before = _resume(path, model, optimizer, generator, losses, options) if path else (0, 0.0)
+    cast = torch.autocast(device.type, torch.bfloat16) if options.bf16 else nullcontext()
+    rows = distributed.own_rows(options.batch_size)
+    began, shown = time.perf_counter(), ""
+
+    for step in track(range(first, options.steps), what, note=lambda: shown):  # noqa: B023 - the newest text
+        for group in optimizer.param_groups:
+            group["lr"] = options.rate(step)
+        x1, x2 = sample_pairs(options.batch_size, generator)
+        x = torch.cat([x1[rows], x2[rows]]).to(memory_format=layout if x1.ndim == 4 else torch.preserve_format)
+        with cast:
+            z = model(x)
+        value = loss(*(z.float() if options.bf16 else z).chunk(2))
+        optimizer.zero_grad()
+        value.backward()
+        distributed.average_gradients(model)
+        optimizer.step()
+        losses[step] = value.detach()
+        done = step + 1
+        save = path is not None and (done % options.checkpoint_every == 0 or done == options.steps)
+        if save or done % options.log_every == 0 or done == options.steps:
+            shown = f"loss {_finite(losses[:done], what):.4f}"
+        if path and save:
+            _save(path, model, optimizer, generator, losses, options, done, before + time.perf_counter() - began)
+
+    model.eval()
+    return History(torch.arange(1, options.steps + 1), losses.cpu(), before + time.perf_counter() - began)
+
+
+def image_pairs(
+    images: UInt8[Tensor, "N c h w"],
+    augment: Callable[[Tensor, torch.Generator], Tensor],
+) -> Pairs:
+    """Positive pairs of a set of images: an image drawn uniformly, and two independent views of it.
+
+    Images are drawn with replacement, as the population loss has it: two rows of a batch are independent.
+
+    Args:
+        images: the set, on the device on which to train.
+        augment: (images, generator) to views, each image with its own draw.
+
+    Returns:
+        The sampler that `fit` takes.
+    """
+
+    def sample(n: int, generator: torch.Generator) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, "n c h w"]]:
+        index = torch.randint(len(images), (n,), generator=generator, device=images.device)
+        x1, x2 = augment(images[index].repeat(2, 1, 1, 1), generator).chunk(2)
+        return x1, x2
+
+    return sample
+
+
+def _optimizer(model: nn.Module, options: Options) -> torch.optim.Optimizer:
+    if options.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), options.lr, weight_decay=options.weight_decay)
+    return torch.optim.SGD(model.parameters(), options.lr, options.momentum, weight_decay=options.weight_decay)
+
+
+def _finite(losses: Tensor, what: str) -> float:
+    bad = torch.nonzero(~torch.isfinite(losses))
+    if len(bad):
+        raise FloatingPointError(
+            f"{what}: the loss of step {int(bad[0]) + 1} is {float(losses[bad[0]])}, expected a finite number. "
+            "Try a smaller lr, more warmup_steps, or clip_to_ball on the embeddings."
+        )
+    return float(losses[-1])
+
+
+def _save(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    losses: Tensor,
+    options: Options,
+    done: int,
+    seconds: float,
+) -> None:
+    if distributed.rank():
+        return
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "generator": generator.get_state(),
+        "losses": losses,
+        "options": asdict(options),
+        "done": done,
+        "seconds": seconds,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    with unfinished.open("wb") as stream:
+        torch.save(state, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    unfinished.replace(path)
+
+
+def _resume(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    losses: Tensor,
+    options: Options,
+) -> tuple[int, float]:
+    if not path.exists():
+        return 0, 0.0
+    state = torch.load(path, map_location=losses.device, weights_only=True)
+    if state["options"] != asdict(options):
+        other = [name for name, value in asdict(options).items() if state["options"].get(name) != value]
+        raise ValueError(
+            f"{path}: expected a checkpoint of this run, found other {', '.join(other)}; remove it or rename"
+        )
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    generator.set_state(state["generator"].cpu())
+    losses.copy_(state["losses"])
+    return state["done"], state["seconds"]

@@ -1,0 +1,158 @@
+r"""Contrastive losses as pure functions of two batches of embeddings.
+
+Every function serves one process and many: `sum_over_workers` and `gather` are the only places where workers talk.
+Give them autograd-aware collectives (`torch.distributed.nn.functional.all_reduce`, `all_gather`): each worker then
+returns the loss of the *global* batch. Their backward passes add up the gradients of all workers' copies of
+that loss, so the mean of gradients over workers, which `DistributedDataParallel` takes, is the gradient of one copy.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+Collective = Callable[[Tensor], Tensor]
+
+
+def spectral_contrastive(
+    z1: Float[Tensor, "n k"],
+    z2: Float[Tensor, "n k"],
+    mu: float = 1.0,
+    form: Literal["auto", "gram", "pairs"] = "auto",
+    sum_over_workers: Collective | None = None,
+) -> Float[Tensor, ""]:
+    r"""Estimate the spectral contrastive loss without bias from one batch of positive pairs.
+
+    $$\hat\ell = -\frac2n\sum_i z_i^\top z_i^+ + \frac{\mu}{n(n-1)}\sum_{i\ne j}(z_i^\top z_j^+)^2 .$$
+
+    The diagonal $i = j$ is left out: its pairs are positive, not independent, and would bias the estimate.
+    The second sum has two equal forms. "pairs" takes the $n\times n$ matrix of products; "gram" takes two $k\times k$
+    matrices, $\sum_{i,j}(z_i^\top z_j^+)^2 = \mathrm{tr}(Z_1^\top Z_1\,Z_2^\top Z_2)$, and is cheaper when $2k < n$.
+
+    Args:
+        z1: embeddings of first views, shape (n, k), any float dtype.
+        z2: embeddings of second views, shape (n, k).
+        mu: weight $\mu$ of repulsion; $\mu = 1$ is the loss of the theory.
+        form: "gram", "pairs", or "auto" for the cheaper of the two.
+        sum_over_workers: autograd-aware sum of a vector over workers; the loss is then that of the global batch.
+
+    Returns:
+        The loss, a scalar; in float32 where the embeddings are of lower precision.
+
+    Raises:
+        ValueError: if shapes differ, the batch has fewer than two pairs, or "pairs" is asked of several workers.
+
+    References:
+        HaoChen et al. (2021), section 4; `prop-unbiased-estimator`.
+
+    Examples:
+        >>> z = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> float(spectral_contrastive(z, z))
+        -5.0
+        >>> float(spectral_contrastive(z, z.flip(0), mu=3.0))
+        25.5
+    """
+    _check_pair(z1, z2, "spectral_contrastive")
+    n, k = z1.shape
+    if form not in ("auto", "gram", "pairs"):
+        raise ValueError(f"spectral_contrastive: form must be 'auto', 'gram' or 'pairs', got {form!r}")
+    if form == "pairs" and sum_over_workers is not None:
+        raise ValueError("spectral_contrastive: form='pairs' sees one worker only; use form='gram'")
+    if n < 2 and sum_over_workers is None:
+        raise ValueError("spectral_contrastive: needs at least two pairs, since repulsion is between different pairs")
+    z1, z2 = (z.to(torch.promote_types(z.dtype, torch.float32)) for z in (z1, z2))
+    positive = (z1 * z2).sum(1)
+    if form == "pairs" or (form == "auto" and sum_over_workers is None and n <= 2 * k):
+        products = z1 @ z2.T
+        attraction, repulsion = positive.sum(), products.square().sum() - positive.square().sum()
+    else:
+        # one message: both second moments, both sums over the diagonal, the batch size
+        sums = torch.stack([positive.sum(), positive.square().sum(), positive.new_tensor(n)])
+        message = torch.cat([(z1.T @ z1).flatten(), (z2.T @ z2).flatten(), sums])
+        message = message if sum_over_workers is None else sum_over_workers(message)
+        M1, M2, (attraction, diagonal, n) = message.split([k * k, k * k, 3])
+        repulsion = M1 @ M2 - diagonal  # the trace, since M1 and M2 are symmetric
+    return -2 / n * attraction + mu / (n * (n - 1)) * repulsion
+
+
+def info_nce(
+    z1: Float[Tensor, "n k"],
+    z2: Float[Tensor, "n k"],
+    temperature: float,
+    gather: Collective | None = None,
+) -> Float[Tensor, ""]:
+    r"""Compute the symmetric InfoNCE (NT-Xent) loss over all $2n$ views.
+
+    $$\ell = -\frac1{2n}\sum_{a=1}^{2n}\log\frac{e^{s_{a\,a^+}/\tau}}{\sum_{b\ne a}e^{s_{ab}/\tau}},\qquad
+    s_{ab} = \frac{u_a^\top u_b}{\lVert u_a\rVert\,\lVert u_b\rVert},$$
+
+    where $a^+$ is the other view of the same image.
+
+    Args:
+        z1: embeddings of first views, shape (n, k), any float dtype; only directions matter.
+        z2: embeddings of second views, shape (n, k).
+        temperature: $\tau > 0$.
+        gather: autograd-aware concatenation of rows over workers; the loss is then that of the global batch.
+
+    Returns:
+        The loss in nats, a scalar.
+
+    Raises:
+        ValueError: if shapes differ or the temperature is not positive.
+
+    References:
+        Chen et al. (2020), Eq. (1); `def-info-nce`.
+
+    Examples:
+        One image in two equal views among two: each view sees the other and two orthogonal ones.
+
+        >>> z = torch.eye(2)
+        >>> round(float(info_nce(z, z, temperature=1.0).exp()), 4)  # 1 + 2 / e
+        1.7358
+    """
+    _check_pair(z1, z2, "info_nce")
+    if not temperature > 0:
+        raise ValueError(f"info_nce: temperature must be positive, got {temperature}")
+    if gather is not None:
+        z1, z2 = gather(z1), gather(z2)
+    n = len(z1)
+    u = functional.normalize(torch.cat([z1, z2]), dim=1)
+    itself = torch.eye(2 * n, dtype=torch.bool, device=u.device)
+    logits = (u @ u.T / temperature).masked_fill(itself, -torch.inf)
+    other_view = torch.arange(2 * n, device=u.device).roll(n)
+    return functional.cross_entropy(logits, other_view)
+
+
+def clip_to_ball(z: Float[Tensor, "n k"], radius: float) -> Float[Tensor, "n k"]:
+    r"""Shorten rows that are longer than `radius`, $z \mapsto z\,\min(1, \varrho/\lVert z\rVert)$; keep the others.
+
+    Args:
+        z: embeddings, shape (n, k).
+        radius: $\varrho > 0$; HaoChen et al. take $\varrho = \sqrt\mu$.
+
+    Returns:
+        Rows in the ball, shape (n, k).
+
+    Raises:
+        ValueError: if the radius is not positive.
+
+    References:
+        HaoChen et al. (2021), section 6 (projection of the embedding).
+
+    Examples:
+        >>> clip_to_ball(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), 1.0)
+        tensor([[0.6000, 0.8000],
+                [0.3000, 0.4000]])
+    """
+    if not radius > 0:
+        raise ValueError(f"clip_to_ball: radius must be positive, got {radius}")
+    return z * (radius / torch.linalg.vector_norm(z, dim=1, keepdim=True).clamp(min=radius))
+
+
+def _check_pair(z1: Tensor, z2: Tensor, name: str) -> None:
+    """Both views: one matrix each, same shape."""
+    if z1.ndim != 2 or z1.shape != z2.shape:
+        raise ValueError(f"{name}: expected (n, k) batches of one shape, got {tuple(z1.shape)} and {tuple(z2.shape)}")
