@@ -96,6 +96,8 @@ def install(folder: Path, download: Callable[[Path], None]) -> Path:
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder.parent, os.W_OK):
+            raise PermissionError("permission denied")
         handle = os.open(folder.parent, os.O_RDONLY)
     except OSError as error:
         raise DataError(f"{folder.parent}: expected a writable folder, found {error}; set COMPANION_DATA") from None
@@ -103,7 +105,7 @@ def install(folder: Path, download: Callable[[Path], None]) -> Path:
         fcntl.flock(handle, fcntl.LOCK_EX)
         for left in folder.parent.glob(".fetch-*"):
             shutil.rmtree(left, ignore_errors=True)
-        if not folder.exists():
+        if not (folder.exists() and any(folder.iterdir())):
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as hidden:
                 filled = Path(hidden) / folder.name
                 filled.mkdir()
@@ -136,6 +138,8 @@ def read(folder: Path, name: str) -> UInt8[Tensor, ...]:
         raise damaged(path, f"{size} bytes", "no such file") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise damaged(path, f"gzip of {size} bytes", f"broken gzip: {error}") from None
+    except OSError as error:
+        raise damaged(path, "a readable file", str(error)) from None
     if len(content) != size:
         raise damaged(path, f"{size} bytes uncompressed", f"{len(content)} bytes")
     if (found := hashlib.sha256(content).hexdigest()) != digest:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from companion.lab import augment, distributed, encoders, train
+from companion.lab import augment, distributed, encoders, fetch, train
 from companion.lab.data import ImageSet
 from companion.theory import losses
 
@@ -136,6 +136,20 @@ def run(
     what = f"{recipe.loss}, seed {seed}"
     train.fit(encoder, source, recipe.objective, replace(recipe.options, seed=seed), what=what, checkpoint=checkpoint)
     return encoder
+
+
+def checkpoint(name: str) -> Path:
+    """Where a long run keeps its state, ``checkpoints/<name>.pt`` beside the fetched data.
+
+    Args:
+        name: of the run.
+
+    Returns:
+        The file; its folder exists.
+    """
+    path = fetch.store() / "checkpoints" / f"{name}.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 class _Frozen(nn.Module):

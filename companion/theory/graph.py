@@ -183,7 +183,8 @@ class PositivePairGraph:
 
     def multiply(self, X: Float[Tensor, "N c"]) -> Float[Tensor, "N c"]:
         r"""Apply $\bar A$ to the columns of $X$, without forming it where a factor is known."""
-        return weights.times(self.normalized, X) if self.factor is None else weights.times(self.factor.T, weights.times(self.factor, X))
+        B = self.factor
+        return weights.times(self.normalized, X) if B is None else weights.times(B.T, weights.times(B, X))
 
     def eigenpairs(self, k: int, tolerance: float = 1e-10, method: Method = "auto") -> Eigenpairs:
         r"""Find the $k$ largest eigenvalues of $\bar A$; deterministic, and remembered for the next call.
@@ -293,8 +294,6 @@ class PositivePairGraph:
 
     def _connected(self, allow_disconnected: bool) -> "PositivePairGraph":
         if not allow_disconnected and self.component_count > 1:
-            raise ValueError(
-                f"graph: {self.component_count} connected components, so gamma_2 = 1; "
-                "link them, or pass allow_disconnected=True"
-            )
+            count = self.component_count
+            raise ValueError(f"graph: {count} connected components; link them, or pass allow_disconnected=True")
         return self

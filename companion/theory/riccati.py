@@ -18,8 +18,8 @@ def flow(
     M = I_k + F_0^\top\Bigl(8\int_0^t e^{8s\bar A}ds\Bigr)F_0 .$$
 
     Any $F = EF_0R$ with $RR^\top = M^{-1}$ has this $X$; loss, spans and kernels need no more. The right rotation of
-    $F$ itself obeys $\dot R = -\tfrac12M^{-1}\dot MR$, which has no closed form unless the $M(t)$ commute. We return the
-    rotation that makes $F_0^\top F(t)$ symmetric positive semidefinite: exact when they commute ($k = 1$, or
+    $F$ itself obeys $\dot R = -\tfrac12M^{-1}\dot MR$, which has no closed form unless the $M(t)$ commute. We return
+    the rotation that makes $F_0^\top F(t)$ symmetric positive semidefinite: exact when they commute ($k = 1$, or
     $F_0 = V\mathrm{diag}(s)Q$), else right to second order in the step.
 
     Args:

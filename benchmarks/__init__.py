@@ -1,0 +1,1 @@
+"""What is how fast: ``python -m benchmarks [NAME ...]`` (make bench) writes RECORDS.md and records.json."""

@@ -1,0 +1,172 @@
+"""Witness: a real browser that opens the pages from disk, wide and on a phone, light and dark."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from selenium.webdriver import Chrome
+
+SCREENS = {"wide": (1400, 1000), "phone": (390, 844)}
+READY = """
+const done = arguments[arguments.length - 1];
+const maths = window.MathJax && window.MathJax.startup ? window.MathJax.startup.promise : Promise.resolve();
+const loaded = document.readyState === "complete" ? Promise.resolve() : new Promise(r => addEventListener("load", r));
+Promise.all([maths, loaded]).then(() => setTimeout(() => done(true), 50));
+"""
+MATHS = """
+const article = document.querySelector("article") || document.body;
+const formulas = [...article.querySelectorAll(".math")];
+return {
+  unset: formulas.filter(f => !f.querySelector("mjx-container svg")).map(f => f.textContent.slice(0, 80)),
+  wrong: [...document.querySelectorAll('[data-mml-node="merror"], [fill="red"], mjx-merror')]
+    .map(node => node.closest("mjx-container").outerHTML.slice(0, 200)),
+  count: formulas.length,
+};
+"""
+WIDE = """
+document.querySelectorAll("article details").forEach(d => { d.open = true; });
+return document.documentElement.scrollWidth;
+"""
+TOGGLES = """
+const dead = [];
+for (const details of document.querySelectorAll("article details")) {
+  details.open = false;
+}
+for (const details of document.querySelectorAll("article details")) {
+  for (let outer = details.parentElement.closest("details"); outer; outer = outer.parentElement.closest("details")) {
+    outer.open = true;
+  }
+  const before = details.getBoundingClientRect().height;
+  details.querySelector("summary").click();
+  if (!details.open || details.getBoundingClientRect().height <= before) dead.push(details.textContent.slice(0, 60));
+}
+return dead;
+"""
+
+
+def load(browser: Chrome, url: str, mode: str = "light", screen: str = "wide") -> None:
+    """Open a page as a reader with this screen and this theme would, and wait until it has settled."""
+    width, height = SCREENS[screen]
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": screen == "phone"}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    source = f"localStorage.setItem('mode', '{mode}'); localStorage.setItem('theme', '{mode}');"
+    script = browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": source})
+    browser.get_log("browser")
+    browser.get_log("performance")
+    browser.get(url)
+    browser.execute_async_script(READY)
+    browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", {"identifier": script["identifier"]})
+
+
+def console_errors(browser: Chrome) -> list[str]:
+    """What the page complained of."""
+    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def foreign_requests(browser: Chrome) -> list[str]:
+    """What the page asked of anybody but the disk."""
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    return [url for url in asked if not url.startswith(("file:", "data:", "about:", "blob:"))]
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_page_reads_well(site, browser, page, mode, screen):
+    if page == "index.html":  # leads to the front page, which is tested under its own name
+        load(browser, (site / page).as_uri())
+        assert browser.current_url == (site / "book/index.html").as_uri()
+        return
+    load(browser, (site / page).as_uri(), mode, screen)
+    maths = browser.execute_script(MATHS)
+    assert maths["unset"] == []
+    assert maths["wrong"] == []
+    assert browser.execute_script("return document.documentElement.dataset.theme") == mode
+    assert browser.execute_script(TOGGLES) == []
+    assert browser.execute_script(WIDE) <= SCREENS[screen][0], "the page scrolls sideways"
+    assert console_errors(browser) == []
+    assert foreign_requests(browser) == []
+
+
+def test_a_first_visit_without_a_chosen_theme_is_silent(site, browser):
+    load(browser, (site / "book/index.html").as_uri())
+    browser.execute_script("localStorage.clear()")
+    browser.get_log("browser")
+    browser.get((site / "book/index.html").as_uri())
+    browser.execute_async_script(READY)
+    assert console_errors(browser) == []
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_line_figures_are_inverted_in_the_dark_and_photographs_are_not(site, browser, mode):
+    for chapter in sorted((site / "book/chapters").glob("*.html")):
+        load(browser, chapter.as_uri(), mode)
+        seen = browser.execute_script(
+            "return [...document.querySelectorAll('article figure img')]"
+            ".map(i => [i.classList.contains('photo'), getComputedStyle(i).filter, i.naturalWidth])"
+        )
+        assert seen, f"{chapter.name} shows no figure"
+        for photo, look, width in seen:
+            assert width > 0
+            assert ("invert" in look) == (mode == "dark" and not photo)
+
+
+def test_search_works_without_a_server(site, browser):
+    load(browser, (site / "search.html").as_uri() + "?q=conductance")
+    found = browser.execute_async_script(
+        "const done = arguments[0]; let tries = 0;"
+        "const look = () => { const n = document.querySelectorAll('#search-results li').length;"
+        "  if (n || ++tries > 50) done(n); else setTimeout(look, 100); }; look();"
+    )
+    assert found >= 1
+    assert console_errors(browser) == []
+    assert foreign_requests(browser) == []
+
+
+def test_the_front_pages_picture_is_legible_on_a_phone(site, browser):
+    load(browser, (site / "book/index.html").as_uri(), "dark", "phone")
+    sizes = browser.execute_script(
+        "return [...document.querySelectorAll('.front-figure text')].map(t => t.getBoundingClientRect().height)"
+    )
+    assert len(sizes) >= 10
+    assert min(sizes) > 11
+
+
+BROKEN = r"""<!DOCTYPE html><title>x</title><meta name="viewport" content="width=device-width">
+<script src="{maths}"></script><article style="width:{width}px"><p class="math">\({formula}\)</p>
+<details><summary>a</summary>{inside}</details></article><script>{script}</script>"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "caught"),
+    [
+        ({}, set()),
+        ({"formula": r"\nosuchmacro x"}, {"wrong"}),
+        ({"formula": r"\left( x"}, {"wrong"}),
+        ({"formula": r"\frac{1}{"}, {"unset"}),
+        ({"width": 900}, {"wide"}),
+        ({"script": "nowhere.call()"}, {"console"}),
+        ({"script": "new Image().src = 'http://companion.invalid/x.png'"}, {"console", "foreign"}),
+        ({"inside": ""}, {"dead"}),
+    ],
+)
+def test_the_checks_catch_a_broken_page(site, browser, tmp_path, changes, caught):
+    good = {"maths": (site / "_static/mathjax/tex-svg-full.js").as_uri(), "width": 300, "formula": "x^2"}
+    file = Path(tmp_path, "page.html")
+    text = BROKEN
+    for key, value in {**good, "inside": "<p>b</p>", "script": "", **changes}.items():
+        text = text.replace(f"{{{key}}}", str(value))
+    file.write_text(text)
+    load(browser, file.as_uri(), "light", "phone")
+    browser.execute_async_script("setTimeout(arguments[0], 200)")
+    found = {
+        "unset": browser.execute_script(MATHS)["unset"],
+        "wrong": browser.execute_script(MATHS)["wrong"],
+        "dead": browser.execute_script(TOGGLES),
+        "wide": browser.execute_script(WIDE) > SCREENS["phone"][0],
+        "console": console_errors(browser),
+        "foreign": foreign_requests(browser),
+    }
+    assert {name for name, hit in found.items() if hit} == caught
