@@ -769,10 +769,11 @@ for _ in range(100 if smoke else 400):
         B = bounds.best_head(graph, U, labels)
         error = bounds.probe_error(graph, U, labels, B)
         votes = torch.stack([(K * ((U @ B).argmax(1) == c)).sum(1) for c in range(r)], 1).argmax(1)
+        natural = bounds.natural_bound(alpha, bound.phi / bound.squared_simple)
         for key, measured, limit in (
             ("bound-squared", error.squared, bound.squared),
             ("bound-zero-one", error.zero_one, bound.zero_one),
-            ("bound-natural", float((votes != truth).double().mean()), bounds.natural_bound(alpha, bound.phi / bound.squared_simple)),
+            ("bound-natural", float((votes != truth).double().mean()), natural),
         ):
             ratios.setdefault(key + name, []).append(measured / limit)
 for key, values in ratios.items():
@@ -798,7 +799,8 @@ for key, values in cheeger.items():
     ledger.record(f"spectral.{key}", max(values), n=len(values))
 nested = clusters_graph(classes=3, per_class=2, size=4, within=0.45, siblings=0.05, across=0.0008)
 for name, matrix in (("", nested.graph.normalized), ("-unnormalised", nested.graph.adjacency)):
-    ledger.record("spectral.cluster-spectrum" + name, (torch.linalg.eigvalsh(matrix).flip(0) - nested.values).abs().max())
+    values = torch.linalg.eigvalsh(matrix).flip(0)
+    ledger.record("spectral.cluster-spectrum" + name, (values - nested.values).abs().max())
 
 # %% [markdown]
 # Largest ratios of measured error to bound: squared {measured}`spectral.bound-squared|.2f|value`
@@ -1310,8 +1312,8 @@ ledger.record("spectral.image-bound-noise", bounds.probe_error(graph, noise, lab
 ledger.record("spectral.image-bound-informative", limits[-1].squared / trivial)
 ledger.record("spectral.image-bound-vacuous", limits[sweep.index(10)].squared / trivial)
 fig, ax = plt.subplots()
-lines = (exact, "error"), ([x.squared for x in limits], "finer bound"), ([x.squared_simple for x in limits], "simple bound")
-for i, (values, name) in enumerate(lines):
+finer, simple = [x.squared for x in limits], [x.squared_simple for x in limits]
+for i, (values, name) in enumerate(((exact, "error"), (finer, "finer bound"), (simple, "simple bound"))):
     ax.loglog(sweep, values, "o-", color=COLORS[i], ms=4)
     label_line(ax, sweep[0], values[0] * 1.0, name, COLORS[i])
 worst = []

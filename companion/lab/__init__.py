@@ -1,0 +1,1 @@
+"""Experiments: data, augmentation, encoders, one training loop, probes, graphs of real images."""

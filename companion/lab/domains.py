@@ -68,9 +68,9 @@ def crossing_law(
 ) -> Float[Tensor, "N N"]:
     r"""An augmentation law on images of several classes in two domains, with the domain crossing as a knob.
 
-    With probability `neighbour` a view is one of the nearest neighbours in the same domain (`neighbour_law`). Otherwise it is
-    a random image of: the same block (`within`), another class of the same domain (`across_classes`), or the other domain,
-    and then of the same class with probability `same_class`.
+    With probability `neighbour` a view is one of the nearest neighbours in the same domain (`neighbour_law`). Otherwise
+    it is a random image of the same block (`within`), of another class in the same domain (`across_classes`), or of the
+    other domain, and then of the same class with probability `same_class`.
 
     Args:
         views: the images.
@@ -87,7 +87,8 @@ def crossing_law(
     K = torch.zeros(n, n, dtype=torch.float64)
     for d in (0, 1):
         (members,) = torch.nonzero(views.domain == d, as_tuple=True)
-        K[members[:, None], members] = neighbour * torch.from_numpy(neighbour_law(views.points[members], neighbours).toarray())
+        near = neighbour_law(views.points[members], neighbours).toarray()
+        K[members[:, None], members] = neighbour * torch.from_numpy(near)
     here, alike = views.domain[:, None] == views.domain, views.label[:, None] == views.label
     crossing = 1 - within - across_classes
     for share, block in (
@@ -126,7 +127,8 @@ def carry_head(
 ) -> Carried:
     r"""Fit a nearly least-norm head to the source labels and use it on the target.
 
-    $B=(U_S^\top U_S+n_S\lambda I)^{-1}U_S^\top(Y_S-\frac1r)$ with one-hot labels $Y_S$ and no intercept; predict $\arg\max_c$.
+    $B=(U_S^\top U_S+n_S\lambda I)^{-1}U_S^\top(Y_S-\frac1r)$ with one-hot labels $Y_S$, without intercept;
+    predict $\arg\max_c$.
 
     Args:
         U: features, one row a view; float64 inside.
@@ -142,8 +144,9 @@ def carry_head(
         `thm-blocks`.
 
     >>> U = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])  # class on one axis, domain on the other
-    >>> carry_head(U, torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1]))
-    Carried(source=1.0, target=1.0, domain=1.0, distance=1.4142135623730951)
+    >>> found = carry_head(U, torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1]))
+    >>> found.source, found.target, found.domain, round(found.distance, 6)
+    (1.0, 1.0, 1.0, 1.414214)
     """
     U = U.double()
     V, truth, where = (U, label, domain) if held_out is None else (held_out[0].double(), held_out[1], held_out[2])

@@ -1,6 +1,8 @@
-r"""Positive-pair graphs whose vertices are real images, small enough that every quantity in a theorem can be computed."""
+r"""Positive-pair graphs whose vertices are real images, small enough to compute every quantity in a theorem."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,8 +65,8 @@ def patch_words(
         raise ValueError(f"patch_words: expected a side that divides {h} and {w} pixels, got {side}")
     grid = images.float().div(255).unfold(2, side, side).unfold(3, side, side)
     patches = grid.reshape(n * (h // side) * (w // side), side * side).numpy()
-    means = MiniBatchKMeans(words, random_state=seed, batch_size=4096, n_init=1, max_iter=5).fit(patches)
-    word = torch.from_numpy(means.predict(patches).astype(np.int64)).reshape(n, -1)
+    means: Any = MiniBatchKMeans(words, random_state=seed, batch_size=4096, n_init=1, max_iter=5).fit(patches)
+    word = torch.as_tensor(means.predict(patches), dtype=torch.int64).reshape(n, -1)
     return word, torch.from_numpy(means.cluster_centers_).reshape(words, side, side)
 
 
@@ -86,7 +88,9 @@ def bag_law(word: Int64[Tensor, "n patches"], words: int) -> Float[Tensor, "n wo
     return K.scatter_add_(1, word, torch.full((n, patches), 1 / patches, dtype=torch.float64))
 
 
-def law_pairs(K: csr_array | Float[Tensor, "Nbar N"], views: Float[Tensor, "N ..."], independent: bool = False) -> Pairs:
+def law_pairs(
+    K: csr_array | Float[Tensor, "Nbar N"], views: Float[Tensor, "N ..."], independent: bool = False
+) -> Pairs:
     r"""Positive pairs of a finite augmentation law: a uniform image, and two independent draws from its row of $K$.
 
     Args:

@@ -1,4 +1,4 @@
-r"""Contrastive pre-training of an image encoder: recipes, small and the authors', and the authors' linear evaluation."""
+r"""Contrastive pre-training of an image encoder: a small recipe, the authors', and their linear evaluation."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Recipe:
         encoder: from a generator of weights to an encoder.
         augmentation: the views.
         options: of the training loop; its seed is replaced by that of `run`.
-        mu: $\mu$, weight of repulsion in the spectral loss; the features lie in the unit ball, which is the ball of radius
-            $\sqrt\mu$ after scaling by $\sqrt\mu$ as the paper writes it.
+        mu: $\mu$, weight of repulsion in the spectral loss; features lie in the unit ball, which is the paper's
+            ball of radius $\sqrt\mu$ after scaling by $\sqrt\mu$.
         temperature: of InfoNCE.
     """
 
@@ -38,15 +38,15 @@ class Recipe:
     temperature: float = 0.5
 
     def objective(self, z1: Float[Tensor, "n k"], z2: Float[Tensor, "n k"]) -> Float[Tensor, ""]:
-        r"""The loss of a batch: $-\frac2n\sum g_i^\top g_i^++\frac\mu{n(n-1)}\sum_{i\ne j}(g_i^\top g_j^+)^2$, or NT-Xent.
+        r"""Loss of a batch, $-\frac2n\sum g_i^\top g_i^++\frac\mu{n(n-1)}\sum_{i\ne j}(g_i^\top g_j^+)^2$ or NT-Xent.
 
-        Rows longer than one are rescaled to length one, $g=z/\max(1,\lVert z\rVert)$; InfoNCE takes cosines.
+        Rows of $z$ longer than $\sqrt\mu$ are rescaled to that length, and $g=z/\sqrt\mu$; InfoNCE takes cosines.
 
         Raises:
             ValueError: `loss` is neither of the two.
         """
         if self.loss == "spectral":
-            g1, g2 = losses.clip_to_ball(z1, 1.0), losses.clip_to_ball(z2, 1.0)
+            g1, g2 = (losses.clip_to_ball(z, self.mu**0.5) / self.mu**0.5 for z in (z1, z2))
             # one process may take the cheaper of the two forms
             add = distributed.sum_over_workers if distributed.workers() > 1 else None
             return losses.spectral_contrastive(g1, g2, self.mu, sum_over_workers=add)
@@ -82,8 +82,8 @@ def small(images: ImageSet, loss: str = "spectral", *, k: int = 64, mu: float = 
 def authors(images: ImageSet, loss: str = "spectral", *, epochs: int = 800) -> Recipe:
     """The authors' configuration for CIFAR: hours on a GPU.
 
-    ResNet-18 with a 3 x 3 stem, projector 512-2048-1000, mu 1, SGD 0.06 with momentum 0.9 and weight decay 5e-4, ten epochs
-    of warm-up, cosine, batch 512.
+    ResNet-18 with a 3 x 3 stem, projector 512-2048-1000, mu 1, SGD 0.06 with momentum 0.9 and weight decay 5e-4, ten
+    epochs of warm-up, cosine, batch 512.
 
     Args:
         images: the set, for its size.
@@ -175,8 +175,8 @@ def linear_evaluation(
 ) -> float:
     """The authors' linear evaluation: a head trained by SGD on the frozen backbone, accuracy after the last epoch.
 
-    SGD 30 with momentum 0.9 and no weight decay, batch 256, rate x 0.1 at 60 % and 80 % of the epochs, crops and flips of
-    the training images, head drawn from a normal distribution of standard deviation 0.01.
+    SGD 30 with momentum 0.9 and no weight decay, batch 256, rate x 0.1 at 60 % and 80 % of the epochs, crops and
+    flips of the training images, head drawn from a normal distribution of standard deviation 0.01.
 
     Args:
         encoder: pre-trained.
@@ -211,9 +211,8 @@ def linear_evaluation(
         return nn.functional.cross_entropy(torch.cat([z1, z2]), drawn[0])
 
     model = nn.Sequential(_Frozen(encoder), head.to(device))
-    options = train.Options(
-        steps, batch // 2, lr=30.0, weight_decay=0.0, cosine=False, milestones=(steps * 6 // 10, steps * 8 // 10), seed=seed
-    )
+    falls = (steps * 6 // 10, steps * 8 // 10)
+    options = train.Options(steps, batch // 2, lr=30.0, weight_decay=0.0, cosine=False, milestones=falls, seed=seed)
     train.fit(model, halves, cross_entropy, options, what="linear evaluation")
     with torch.inference_mode():
         batches = test_set.images.split(1000)

@@ -44,6 +44,6 @@ def house_style() -> None:
         set_matplotlib_formats("svg", metadata={"Date": None})
 
 
-def label_line(ax: Axes, x: float, y: float, text: str, color: str, **options: object) -> None:
+def label_line(ax: Axes, x: float, y: float, text: str, color: str) -> None:
     """Write a line's name beside it, in its colour, where a legend would send the eye away and back."""
-    ax.annotate(text, (x, y), xytext=(4, 0), textcoords="offset points", color=color, va="center", **options)
+    ax.annotate(text, (x, y), xytext=(4, 0), textcoords="offset points", color=color, va="center")

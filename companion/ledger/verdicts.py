@@ -61,7 +61,7 @@ def compare(expect: Mapping[str, Any], record: Record) -> Verdict:
         return _trend(record, up=kind == "increasing")
     if isinstance(record.value, list):
         raise TypeError(f"{record.id}: a list of numbers cannot be held against {expected_text(expect)}")
-    low, high = record.interval if record.interval is not None else (record.value, record.value)
+    low, high = _ends(record, record.value)
     if kind == "below":
         inside, outside = high < expect["below"], low >= expect["below"]
     elif kind == "above":
@@ -133,7 +133,7 @@ def moved(results: Results, reference: Results) -> list[str]:
             if before is not after:
                 sentences.append(f"{claim.id}: {after} with {measured_text(mine)}, the reference run says {before}")
             continue
-        low, high = theirs.interval
+        low, high = _ends(theirs, theirs.value)
         if not low <= mine.value <= high:
             sentences.append(f"{claim.id}: {measured_text(mine)} is outside the reference run's {_interval(low, high)}")
     return sentences
@@ -167,12 +167,19 @@ def measured_text(record: Record) -> str:
     else:
         text = f"{record.value:.3g}"
         if record.interval is not None:
-            text += f" {_interval(*record.interval)}"
+            text += f" {_interval(*_ends(record, record.value))}"
     return text + (f", n = {record.n:,}" if record.n is not None else "")
 
 
 def _interval(low: Any, high: Any) -> str:
     return f"[{low:.3g}, {high:.3g}]"
+
+
+def _ends(record: Record, value: float) -> tuple[float, float]:
+    low, high = record.interval or (value, value)
+    if isinstance(low, list) or isinstance(high, list):
+        raise TypeError(f"{record.id}: one number with a list of intervals")
+    return low, high
 
 
 def _trend(record: Record, *, up: bool) -> Verdict:

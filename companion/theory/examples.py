@@ -15,8 +15,8 @@ from companion.theory.graph import PositivePairGraph
 def random_graph(images: int, views: int, generator: torch.Generator) -> PositivePairGraph:
     r"""Draw a dense positive-pair graph with unequal degrees.
 
-    Every image spreads its mass over all views with weights $u^4$, $u$ uniform, so that a view is likely for some images
-    and rare for others. The rank of $\bar A$ is at most the number of images.
+    Every image spreads its mass over all views with weights $u^4$, $u$ uniform, so that a view is likely for some
+    images and rare for others. The rank of $\bar A$ is at most the number of images.
 
     Args:
         images: $\bar N$.
@@ -37,8 +37,8 @@ def random_graph(images: int, views: int, generator: torch.Generator) -> Positiv
 def line_graph(images: int, views: int, width: float) -> PositivePairGraph:
     r"""Put images and views on a line; a view lies near its image.
 
-    $K_{\bar xx}\propto e^{-(x-\bar x)^2/2w^2}$ for evenly spaced images and views in $[0, 1]$. The eigenvectors are waves, and
-    eigenvalue $i$ is near $e^{-(\pi iw)^2}$: well separated, unlike those of `random_graph`.
+    $K_{\bar xx}\propto e^{-(x-\bar x)^2/2w^2}$ for evenly spaced images and views in $[0, 1]$. Eigenvectors are waves,
+    and eigenvalue $i$ is near $e^{-(\pi iw)^2}$: well separated, unlike those of `random_graph`.
 
     Args:
         images: $\bar N$.

@@ -25,7 +25,7 @@ SMALL = 500  # vertices up to which a dense solve is quicker than an iteration
 MEDIUM = 4000  # vertices up to which a dense solve is the last resort
 RESTARTS = 60  # of Lanczos, before the multigrid solver is tried
 SWEEPS = 60  # of LOBPCG
-ROUGH = 1e-3  # accuracy of the first look for missed eigenvalues
+ROUGH = 1e-4  # residual of the look for missed eigenvalues
 SHIFT = 1e-6  # L + SHIFT is positive definite, as multigrid needs
 
 
@@ -112,18 +112,17 @@ def sparse_eigenpairs(
 def _lanczos(operator: Operator, k: int, tolerance: float) -> tuple[np.ndarray, np.ndarray] | None:
     """Run ARPACK from a fixed start; None when it gives up.
 
-    One Lanczos start can miss copies of a multiple eigenvalue, and no residual tells. So what was found is moved
-    to -1 and the rest is searched for something larger, first roughly, then, where that leaves a doubt, to tolerance.
+    One Lanczos start can miss copies of a multiple eigenvalue, and no residual tells. So what was found is moved to
+    -1 and the rest is searched for something larger. A rough look will do: a Ritz value never exceeds the largest
+    eigenvalue, so one above the last found proves a miss, and it errs by the square of its residual only.
     """
     try:
         values, vectors = _arpack(operator, k, tolerance / 100, seed=0)
         for seed in count(1):  # a new start each time: the old ones have nothing left in a found eigenspace
             rest = _deflated(operator, values, vectors)
-            if _arpack(rest, 1, ROUGH, seed)[0][0] < values[-1] - ROUGH:
+            if _arpack(rest, 1, ROUGH, seed)[0][0] <= values[-1] + tolerance:
                 return values, vectors
             value, vector = _arpack(rest, 1, tolerance / 100, seed)
-            if value[0] <= values[-1] + tolerance:
-                return values, vectors
             order = np.argsort(-np.append(values, value), kind="stable")[:k]
             values, vectors = np.append(values, value)[order], np.hstack([vectors, vector])[:, order]
     except ArpackError:  # ArpackNoConvergence among them
