@@ -409,7 +409,7 @@ for i in shown:
     ax.plot(clock, spectral.mode_curve(gamma[i], s0, clock), "--", color="black", lw=1)
     ax.plot(predicted[i], float(gamma[i]) / 2, "o", color=COLORS[i])
     label_line(ax, float(clock[-1]), float(path[-1, i]), f"$\\gamma_{i + 1}$", COLORS[i])
-ax.set(xlabel="time of gradient flow", ylabel="eigenvalue of $FF^\\top$");
+_ = ax.set(xlabel="time of gradient flow", ylabel="eigenvalue of $FF^\\top$")
 
 # %% [markdown]
 # The Gram matrix along {eq}`eq-flow-closed` agrees with an adaptive ODE solver to
@@ -489,7 +489,7 @@ for name, estimate in (("unbiased", without), ("diagonal", with_diagonal)):
     ledger.record(f"spectral.estimator-{name}", error, n=len(estimate))
 
 # %%
-graph, k, steps = examples.line_graph(30, 40, width=0.12), 3, 2000
+graph, k, steps = examples.line_graph(30, 40, width=0.12), 3, 2000 if smoke else 4000
 gaps = {"": [], "-diagonal": []}
 for run in range(5):
     for name in gaps:
@@ -813,7 +813,7 @@ for name, matrix in (("", nested.graph.normalized), ("-unnormalised", nested.gra
 # second bound are: they are guarantees, not predictions.
 
 # %% mystnb={"figure": {"caption": "How many dimensions does a graph with six clusters need? Probe error over $k$, mean and 95 % interval over seeds, for a labelling with three classes (two clusters each) and with six. It reaches zero at $k=6$, the number of clusters ({prf:ref}`thm-clusters`), not at twice the number of classes.", "name": "fig-k-sweep"}, "image": {"alt": "Two falling curves of probe error against the number of dimensions; both reach zero at six dimensions."}}
-m, runs = 6, 20
+m, runs = 6, 20 if smoke else 60
 error = torch.zeros(2, runs, 8, dtype=torch.float64)
 for run in range(runs):
     draw = torch.Generator().manual_seed(1000 * seed + run)
@@ -834,7 +834,7 @@ for row, name in enumerate(("three classes", "six classes")):
     ax.plot(range(1, 9), mean, "o-", color=COLORS[row])
     label_line(ax, 1, mean[0], name, COLORS[row])
 ax.axvline(m, color="0.5", lw=1, ls=":")
-ax.set(xlabel="dimension $k$", ylabel="0–1 probe error", ylim=(-0.02, 0.92));
+_ = ax.set(xlabel="dimension $k$", ylabel="0–1 probe error", ylim=(-0.02, 0.92))
 
 # %%
 tasks = torch.tensor([(1.0, *signs) for signs in itertools.product((-1.0, 1.0), repeat=7)], dtype=torch.float64)
@@ -1242,7 +1242,7 @@ for i, key in enumerate(("target", "source")):
     ax.errorbar(ratios, [m.mean for m in means], [m.mean - m.low for m in means], fmt="o-", color=COLORS[i], capsize=2)
     label_line(ax, ratios[-1], means[-1].mean - 0.08 * i, key, COLORS[i])
 ax.axvline(1, color="0.5", lw=1, ls=":")
-ax.set(xlabel="same class across domains / different classes, $a/c$", ylabel="accuracy", ylim=(-0.05, 1.08));
+_ = ax.set(xlabel="same class across domains / different classes, $a/c$", ylabel="accuracy", ylim=(-0.05, 1.08))
 
 # %% [markdown]
 # Above the threshold the target accuracy is {measured}`spectral.transfer-connected|.3f`
@@ -1280,6 +1280,7 @@ phi = graph.cross_edge_weight(labels)
 trivial = 1 - float(bounds.label_matrix(graph, labels).T.mv(graph.degree.sqrt()).square().sum())
 print(f"{graph.n:,} vertices, {graph.component_count} component, phi = {phi:.3f}, best constant's error {trivial:.3f}")
 print("gamma:", "  ".join(f"{k}: {float(gamma[k - 1]):.3f}" for k in sweep))
+
 
 # %%
 def encoder_on_graph(k, run, independent=False):
@@ -1325,7 +1326,7 @@ for q, features in trained.items():
     worst += [e / limit for e, limit in zip(errors, near, strict=True)]
 ledger.record("spectral.image-near-optimal", max(worst), n=len(worst))
 ax.axhline(trivial, color="0.5", lw=1, ls=":")
-ax.set(xlabel="dimension $k$", ylabel="squared probe error");
+_ = ax.set(xlabel="dimension $k$", ylabel="squared probe error")
 
 # %% [markdown]
 # The networks reach the floor up to {measured}`spectral.image-loss-gap|percent` {verdict}`spectral.image-loss-gap`
@@ -1436,6 +1437,7 @@ def two_images(n, draw):
     x1, x2 = train.image_pairs(images.images, arms["unpaired"].augmentation)(n, draw)
     return x1, x2[torch.randperm(n, generator=draw)]
 
+
 # %%
 for run in range(5):
     evaluate("raw pixels", run, pool.flat(), unseen.flat())
@@ -1518,7 +1520,7 @@ else:
 pair, per_block, steps = ((0, 1), 60, 100) if smoke else ((2, 3), 300, 300)
 draw = torch.Generator().manual_seed(seed)
 views = domains.two_domains(images, pair, per_block, draw)
-fresh = domains.two_domains(unseen, pair, 15 if smoke else 400, draw)
+fresh = domains.two_domains(unseen, pair, 14 if smoke else 400, draw)
 inputs, inputs_fresh = ((v.points - views.points.mean(0)) / (views.points.std(0) + 0.1) for v in (views, fresh))
 knob, trained_at = [0.0, 0.1, 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9, 1.0], [0.2, 0.4, 0.6, 0.8]
 exact = []
@@ -1556,7 +1558,7 @@ for i, key in enumerate(("target", "source", "domain")):
     label_line(ax, 1.0, getattr(exact[-1], key) - 0.07 * i, key, COLORS[i])
 ax.axvline(0.5, color="0.5", lw=1, ls=":")
 ax.set(xlabel="share of domain crossings that keep the class", ylabel="accuracy")
-ax.set(ylim=(-0.05, 1.08), xlim=(-0.02, 1.14));
+_ = ax.set(ylim=(-0.05, 1.08), xlim=(-0.02, 1.14))
 
 # %% [markdown]
 # With 80 % same-class crossings the networks are right on {measured}`spectral.image-transfer|percent` of unseen

@@ -65,7 +65,7 @@ def patch_words(
         raise ValueError(f"patch_words: expected a side that divides {h} and {w} pixels, got {side}")
     grid = images.float().div(255).unfold(2, side, side).unfold(3, side, side)
     patches = grid.reshape(n * (h // side) * (w // side), side * side).numpy()
-    means: Any = MiniBatchKMeans(words, random_state=seed, batch_size=4096, n_init=1, max_iter=5).fit(patches)
+    means: Any = MiniBatchKMeans(words, random_state=seed, batch_size=4096, n_init="auto", max_iter=5).fit(patches)
     word = torch.as_tensor(means.predict(patches), dtype=torch.int64).reshape(n, -1)
     return word, torch.from_numpy(means.cluster_centers_).reshape(words, side, side)
 

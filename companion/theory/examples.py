@@ -38,7 +38,7 @@ def line_graph(images: int, views: int, width: float) -> PositivePairGraph:
     r"""Put images and views on a line; a view lies near its image.
 
     $K_{\bar xx}\propto e^{-(x-\bar x)^2/2w^2}$ for evenly spaced images and views in $[0, 1]$. Eigenvectors are waves,
-    and eigenvalue $i$ is near $e^{-(\pi iw)^2}$: well separated, unlike those of `random_graph`.
+    and the eigenvalues are well separated, unlike those of `random_graph`.
 
     Args:
         images: $\bar N$.
@@ -50,7 +50,7 @@ def line_graph(images: int, views: int, width: float) -> PositivePairGraph:
 
     Examples:
         >>> [round(v, 1) for v in line_graph(30, 40, 0.2).eigenpairs(4).values.tolist()]
-        [1.0, 0.8, 0.3, 0.1]
+        [1.0, 0.7, 0.2, 0.0]
     """
     natural, view = (torch.linspace(0, 1, count, dtype=torch.float64) for count in (images, views))
     K = (-((natural[:, None] - view) ** 2) / (2 * width**2)).exp()

@@ -7,9 +7,7 @@ from torch import Tensor
 Scalar = float | Float[Tensor, "..."]
 
 
-def flow(
-    normalized: Float[Tensor, "N N"], F0: Float[Tensor, "N k"], t: float, steps: int = 1
-) -> Float[Tensor, "N k"]:
+def flow(normalized: Float[Tensor, "N N"], F0: Float[Tensor, "N k"], t: float, steps: int = 1) -> Float[Tensor, "N k"]:
     r"""Solve gradient flow on the loss, $\dot F = 4(\bar A - FF^\top)F$, $F(0) = F_0$, from any start.
 
     $X = FF^\top$ obeys the Riccati equation $\dot X = 4(\bar AX + X\bar A - 2X^2)$, solved by

@@ -52,9 +52,7 @@ def transfer_scores(
     return U @ torch.linalg.matrix_power(F.T @ F, t - 1) @ means
 
 
-def walk_probabilities(
-    graph: PositivePairGraph, source_labels: Int[Tensor, " N"], t: int = 1
-) -> Float[Tensor, "N r"]:
+def walk_probabilities(graph: PositivePairGraph, source_labels: Int[Tensor, " N"], t: int = 1) -> Float[Tensor, "N r"]:
     r"""Return the chance that $t$ steps from $x$ along positive pairs end in class $i$, $[(D^{-1}A)^t1_{S_i}]_x$.
 
     Args:
