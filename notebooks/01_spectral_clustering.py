@@ -1266,7 +1266,7 @@ _ = ax.set(xlabel="same class across domains / different classes, $a/c$", ylabel
 # %%
 vertices, hidden, steps, batch, dimensions = {
     "smoke": (300, 64, 120, 128, (4, 10)),
-    "cpu": (3000, 512, 800, 512, (10, 32)),
+    "cpu": (3000, 512, 600, 512, (10, 32)),
     "gpu": (10_000, 512, 6000, 512, (10, 64)),
 }[profile]
 population = unseen.subset(torch.randperm(len(unseen), generator=generator)[:vertices])
@@ -1408,7 +1408,7 @@ for j, ax in enumerate(axes):
 # and we show that too.
 
 # %%
-setting = {"smoke": (40, (4, 16, 64)), "cpu": (400, (4, 16, 64)), "gpu": (2000, (4, 16, 64, 256))}
+setting = {"smoke": (40, (4, 16, 64)), "cpu": (300, (4, 16, 64)), "gpu": (2000, (4, 16, 64, 256))}
 steps, widths = setting[profile]
 arms = {
     "spectral, $\\mu=10$": pretrain.small(images, k=64, mu=10.0, steps=steps),

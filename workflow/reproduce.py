@@ -8,11 +8,14 @@ import argparse
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the checkout's own package, whatever is installed
@@ -60,16 +63,27 @@ def engine(
     started.unlink(missing_ok=True)
     command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--config", f"profile={profile}"]
     command += ["--profile", f"workflow/profiles/{executor}"]
+    if executor == "slurm" and subprocess.run(["sacct", "--noheader"], capture_output=True, check=False).returncode:
+        command += ["--slurm-status-command", "squeue"]  # no accounting here: sacct would never see a job end
     command += ["--allowed-rules", *rules] if rules else []
     command += ["--", *targets]
     environment = dict(os.environ, COMPANION_STARTED=str(started), PYTHONDONTWRITEBYTECODE="1")
     environment["COMPANION_CACHE"] = os.environ.get("XDG_CACHE_HOME", "")  # the jobs get their own back (Snakefile)
     environment["XDG_CACHE_HOME"] = str(ROOT / "_build" / ".cache")  # the engine leaves nothing in the home folder
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, pass_fds=[held.fileno()])
+
+    def stop(*_: object) -> None:
+        """On SIGTERM do what Ctrl-C does to all by itself; the engine alone would first finish its jobs."""
+        for job in psutil.Process(process.pid).children(recursive=True):
+            job.terminate()
+        process.send_signal(signal.SIGINT)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
     try:
         code = process.wait()
     except KeyboardInterrupt:
-        process.wait()  # it has the signal too, and tidies up
+        process.wait()  # it has the signal, too, and tidies up
         code = 130
     return code, started.exists()
 
@@ -130,8 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if options.command == "verify":
         return 1 if verdicts(profile, names, everything=options.all, finished=True) else 0
-    if options.executor == "slurm" and shutil.which("sbatch") is None:
-        say("error: EXECUTOR=slurm needs sbatch on the PATH; call it on a login node of the cluster")
+    if options.executor == "slurm" and not (shutil.which("sbatch") and shutil.which("sacct")):
+        say("error: EXECUTOR=slurm needs sbatch and sacct on the PATH; call it on a login node of the cluster")
         return 2
     held = lock(f"make {options.command}")
     if held is None:
@@ -149,6 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if code != 0:
         shutil.rmtree(ROOT / "_build" / "data", ignore_errors=True)  # so that the next call looks at the data again
     failures = verdicts(profile, names, everything=options.all, finished=code == 0)
+    if code != 0 and options.executor == "slurm":
+        say("the jobs' own output: .snakemake/slurm_logs/rule_run/CHAPTER/JOB.log")
     if code != 0:
         say("FAILED  the run did not finish; the reason stands above, and the next call continues")
     elif options.command == "reproduce":

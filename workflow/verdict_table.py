@@ -122,7 +122,9 @@ def show(profile: str, found: dict[str, Results], table: list[Row], *, everythin
     summary = ", ".join(f"{counts[str(verdict)]} {verdict}" for verdict in Verdict if counts[str(verdict)])
     console.print(f"{len(table)} claims: {summary or 'none'}; the chapters took {wall:.0f} s", highlight=False)
     if folded:
-        console.print(f"{folded} claims that this profile does not run are not listed (make verify ALL=1 lists them)")
+        console.print(
+            f"not listed: {folded} that this profile does not run (make verify ALL=1 lists them)", highlight=False
+        )
 
 
 def _git(*arguments: str) -> str | None:

@@ -97,7 +97,7 @@ def small_cnn(
         The encoder.
 
     References:
-        The small experiment of claim SC-13: 16, 32, 64 channels, d = 128.
+        The companion's own, for its small experiments: 16, 32, 64 channels, d = 128.
     """
 
     def build() -> Encoder:

@@ -87,7 +87,7 @@ def block_spectrum(
         Eigenvalues of $\bar A$ with multiplicities; blocks of several vertices add zeros only.
 
     References:
-        The setting is Shen et al. (2022), Figure 2; the spectrum is the companion's, `thm-block-spectrum`.
+        The setting is Shen et al. (2022), Figure 2; the spectrum is the companion's, `thm-blocks`.
 
     Examples:
         >>> spectrum = block_spectrum(2, 2, within=0.40, across_domains=0.10, across_classes=0.15, across_both=0.03)

@@ -155,8 +155,8 @@ def probe_bound(graph: PositivePairGraph, labels: Int[Tensor, " N"], k: int) -> 
         ValueError: if $k$ is out of range or the labels do not fit.
 
     References:
-        HaoChen et al. (2021), Theorem 3.8, in an elementary form that is the companion's; `thm-linear-probe`,
-        `cor-zero-one`.
+        HaoChen et al. (2021), Theorem 3.7 (3.8 in later versions), in an elementary form that is the companion's;
+        `thm-probe-bound`, `cor-zero-one`.
 
     Examples:
         >>> graph = PositivePairGraph.from_adjacency([[3.0, 1.0], [1.0, 3.0]])
@@ -187,7 +187,7 @@ def natural_bound(alpha: float, lambda_next: float) -> float:
         ValueError: if an argument is negative.
 
     References:
-        HaoChen et al. (2021), Theorem 3.8, with explicit constants of the companion; `cor-natural`.
+        HaoChen et al. (2021), Theorem 3.7 (3.8 in later versions), with the companion's constants; `cor-natural`.
 
     Examples:
         >>> natural_bound(0.01, 0.5)

@@ -57,7 +57,7 @@ def inner_conductance(graph: PositivePairGraph, mask: Bool[Tensor, " N"]) -> flo
         ValueError: if $S$ is empty or has more than 16 vertices.
 
     References:
-        `def-internal-conductance`.
+        The companion's own; `eq-inner-conductance`.
 
     Examples:
         >>> graph = PositivePairGraph.from_adjacency([[3.0, 1.0], [1.0, 3.0]])
@@ -127,7 +127,7 @@ def clusters_graph(
         ValueError: if a weight is negative.
 
     References:
-        The companion's own; `ex-nested-clusters`.
+        The companion's own; `ex-nested`.
 
     Examples:
         >>> nested = clusters_graph(3, 2, 4, within=0.45, siblings=0.05, across=0.0008)

@@ -148,7 +148,7 @@ class PositivePairGraph:
             A dense graph whose spectrum `block_spectrum` gives in closed form.
 
         References:
-            Shen et al. (2022), Figure 2 (r = m = 2); `thm-block-spectrum`.
+            Shen et al. (2022), Figure 2 (r = m = 2); `thm-blocks`.
         """
         A = block_weights(classes, domains, within, across_domains, across_classes, across_both, size)
         return cls.from_adjacency(A, allow_disconnected=allow_disconnected)
@@ -229,7 +229,7 @@ class PositivePairGraph:
             ValueError: if the labels do not fit the vertices.
 
         References:
-            HaoChen et al. (2021), proof of Theorem 3.8; `def-cross-edge-weight`.
+            HaoChen et al. (2021), proof of Theorem 3.7 (3.8 in later versions); `eq-phi`.
 
         Examples:
             >>> PositivePairGraph.from_adjacency([[3.0, 1.0], [1.0, 3.0]]).cross_edge_weight(torch.tensor([0, 1]))
@@ -250,7 +250,7 @@ class PositivePairGraph:
             ValueError: if $S$ is empty or the mask does not fit.
 
         References:
-            HaoChen et al. (2021), Definition 3.3; `def-conductance`.
+            HaoChen et al. (2021), Definition 3.3; `prop-sparse-partition`.
 
         Examples:
             >>> graph = PositivePairGraph.from_adjacency([[2.0, 1.0], [1.0, 4.0]])

@@ -46,7 +46,7 @@ def spectral_contrastive(
         ValueError: if shapes differ, the batch has fewer than two pairs, or "pairs" is asked of several workers.
 
     References:
-        HaoChen et al. (2021), section 4; `prop-unbiased-estimator`.
+        HaoChen et al. (2021), section 4; `prop-unbiased`.
 
     Examples:
         >>> z = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
@@ -104,7 +104,7 @@ def info_nce(
         ValueError: if shapes differ or the temperature is not positive.
 
     References:
-        Chen et al. (2020), Eq. (1); `def-info-nce`.
+        Chen et al. (2020), Eq. (1).
 
     Examples:
         One image in two equal views among two: each view sees the other and two orthogonal ones.

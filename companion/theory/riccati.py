@@ -34,7 +34,7 @@ def flow(normalized: Float[Tensor, "N N"], F0: Float[Tensor, "N k"], t: float, s
         ValueError: if shapes do not fit, $\bar A$ is not symmetric, or $t$ is negative or infinite.
 
     References:
-        The companion's own (a Riccati equation); `thm-riccati-flow`. From an aligned start: `mode_curve`.
+        The companion's own (a Riccati equation); `thm-flow`. From an aligned start: `mode_curve`.
 
     Examples:
         >>> F = flow(torch.tensor([[0.5]]), torch.tensor([[0.5]]), 1e6)
@@ -110,7 +110,7 @@ def mode_curve(gamma: Scalar, s0: Scalar, t: Scalar) -> Float[Tensor, "..."]:
         $s(t)$, broadcast shape, float64.
 
     References:
-        The companion's own; `eq-mode-curve`. Valid when the columns of $F_0$ are eigenvectors up to a right rotation.
+        The companion's own; `cor-mode-times`. Valid when the columns of $F_0$ are eigenvectors up to a right rotation.
 
     Examples:
         >>> float(mode_curve(0.5, 0.25, 0.0)), float(mode_curve(0.0, 1.0, 0.125))
@@ -137,7 +137,7 @@ def half_time(gamma: Scalar, s0: Scalar) -> Float[Tensor, "..."]:
         ValueError: if $s_0$ is not between 0 and $\gamma$.
 
     References:
-        The companion's own; `eq-mode-curve`.
+        The companion's own; `cor-mode-times`, `eq-half-time`.
 
     Examples:
         >>> float(half_time(0.5, 0.25))

@@ -2,7 +2,7 @@ r"""The spectral contrastive loss on a positive-pair graph: minimisers, floor, g
 
 With weighted features $F = D^{1/2}U$ the population loss is a matrix factorisation,
 $\mathcal L = \lVert\bar A - FF^\top\rVert_F^2 - \lVert\bar A\rVert_F^2$ (`thm-loss-factorisation`), so its minimisers
-are the top eigenvectors (`thm-eckart-young`). Negative eigenvalues, which only a graph that is not
+are the top eigenvectors (`thm-minimisers`). Negative eigenvalues, which only a graph that is not
 $K^\top\Pi K$ can have, are out of reach of $FF^\top$ and count as zero.
 """
 
@@ -43,7 +43,7 @@ def embedding(graph: PositivePairGraph, k: int) -> Float[Tensor, "N k"]:
         ValueError: if $k$ is out of range.
 
     References:
-        HaoChen et al. (2021), section 3.2; `thm-eckart-young`.
+        HaoChen et al. (2021), section 3.2; `thm-minimisers`.
 
     Examples:
         >>> graph = PositivePairGraph.from_adjacency([[3.0, 1.0], [1.0, 3.0]])
@@ -68,7 +68,7 @@ def loss_floor(graph: PositivePairGraph, k: int) -> float:
         ValueError: if $k$ is out of range.
 
     References:
-        Eckart and Young (1936), in the form for $FF^\top$; `thm-eckart-young`.
+        Eckart and Young (1936), in the form for $FF^\top$; `thm-minimisers`.
 
     Examples:
         >>> round(loss_floor(PositivePairGraph.from_adjacency([[3.0, 1.0], [1.0, 3.0]]), 2), 6)

@@ -99,7 +99,7 @@ def truncation_bound(
         ValueError: if `t` is not a positive integer or the labels do not fit.
 
     References:
-        The companion's own; `thm-transfer`.
+        The companion's own; `thm-walk`.
     """
     _check_walk(t)
     gamma = graph.eigenpairs(k + 1).values[k] if k < graph.n else graph.degree.new_zeros(())
@@ -125,7 +125,7 @@ def transfer_bound(
         ValueError: if the margin is not positive.
 
     References:
-        The companion's own; `thm-transfer`.
+        The companion's own; `thm-walk`.
     """
     if not margin > 0:
         raise ValueError(f"transfer_bound: margin must be positive, got {margin}; without it the walk itself errs")
@@ -164,7 +164,7 @@ def block_transfer(
         ValueError: if $k$ cuts through a group of equal eigenvalues, so that the features are not determined.
 
     References:
-        The companion's own, on the graph of Shen et al. (2022), Figure 2; `thm-block-transfer`.
+        The companion's own, on the graph of Shen et al. (2022), Figure 2; `thm-blocks`.
 
     Examples:
         >>> block_transfer(2, 2, within=0.40, across_domains=0.10, across_classes=0.15, across_both=0.03)

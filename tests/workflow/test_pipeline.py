@@ -33,7 +33,7 @@ def test_first_run_prints_the_verdicts_and_the_front_page(finished):
     assert f"front page: {page}" in first.stdout
     assert page.is_file()
     assert (page.parent / "book/chapters/01_one.html").is_file()
-    assert "2 claims that this profile does not run are not listed" in first.stdout
+    assert "not listed: 2 that this profile does not run" in first.stdout
     assert "not a git checkout" in first.stdout
     ledger = (project.root / "_build/smoke/ledger.json").read_text()
     assert '"verdict": "reproduced"' in ledger
@@ -79,7 +79,7 @@ BOTH = {"01_one", "02_two"}
         ("book/index.md", "A book.", "A better book.", set(), True),
         ("workflow/chapters.toml", "seed = 0", "seed = 1", BOTH, True),
         ("requirements/test.txt", "pytest==", "pytest ==", set(), False),
-        ("workflow/chapters.toml", "limit = 300 ", "limit = 301 ", set(), False),
+        ("workflow/chapters.toml", "limit = 600 ", "limit = 601 ", set(), False),
     ],
 )
 def test_a_change_reruns_exactly_its_cone(finished, name, old, new, chapters, book):
@@ -150,6 +150,26 @@ def test_killed_in_mid_chapter_the_next_call_finishes_with_the_same_records(copy
     assert numbers(copy) == numbers(whole)
     assert list((copy.root / "_build/smoke/chapters").glob(".*.run-*")) == []
     assert "nothing to do" in copy.call("reproduce").stdout
+
+
+def test_told_to_stop_it_stops_at_once(copy, tmp_path):
+    copy.edit("notebooks/02_two.py", "# # Chapter 2", "# # Chapter Two")
+    hold = tmp_path / "kernel"
+    call = subprocess.Popen(
+        copy.command("chapter", "--chapter", "02"),
+        cwd=copy.root,
+        env=copy.environment(HOLD=str(hold)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    wait_for(lambda: hold.is_file() and hold.read_text() != "")
+    call.terminate()
+    said, _ = call.communicate(timeout=30)
+    assert call.returncode == 130
+    assert "stopped; the next call continues" in said
+    wait_for(lambda: not alive(int(hold.read_text())), 20)
+    assert not (copy.root / "_build/smoke/chapters/02_two.json").exists()
 
 
 def test_a_failing_cell_fails_the_run_and_leaves_the_others_alone(copy):
