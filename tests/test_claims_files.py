@@ -54,7 +54,8 @@ def test_kinds_of_evidence_keep_their_rules():
     for claim in ALL:
         assert bool({"increasing", "decreasing"} & set(claim.expect)) == (claim.evidence == "trend"), claim.id
         if claim.evidence == "published":
-            assert (claim.runs, claim.gates) == (("gpu",), ()), claim.id
+            assert set(claim.runs) <= {"gpu"}, claim.id
+            assert not claim.gates, claim.id
         if claim.evidence == "exact":
             assert "cpu" in claim.gates, claim.id
 

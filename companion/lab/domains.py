@@ -97,7 +97,7 @@ def crossing_law(
         (crossing * same_class, ~here & alike),
         (crossing * (1 - same_class), ~here & ~alike),
     ):
-        K += (1 - neighbour) * share * block / block.sum(1, keepdim=True)
+        K += (1 - neighbour) * share * block.double() / block.sum(1, keepdim=True)
     return K
 
 

@@ -27,13 +27,14 @@ for _ in range(2):
     FigureCanvasSVG(figure)
     figure.subplots().plot([0, 1, 4])
     data, _ = shell.display_formatter.format(figure)
-    print(sorted(data), hashlib.sha256(data["image/svg+xml"].encode()).hexdigest(), "<dc:date>" in data["image/svg+xml"])
+    svg = data["image/svg+xml"]
+    print(sorted(data), hashlib.sha256(svg.encode()).hexdigest(), "<dc:date>" in svg)
 """
 
 
 @pytest.fixture(autouse=True)
 def settings():
-    """matplotlib's own settings before, and again afterwards."""
+    """The settings of matplotlib before, and again afterwards."""
     with mpl.rc_context():
         mpl.rcdefaults()
         yield

@@ -110,7 +110,7 @@ class TestLifeCycle:
         assert Results.read(records.close()).records == {}
 
     def test_a_profile_or_topic_that_is_none(self):
-        with pytest.raises(RecordError, match="^profile 'laptop' is none of smoke, cpu, gpu$"):
+        with pytest.raises(RecordError, match=r"^profile 'laptop' is none of smoke, cpu, gpu$"):
             records.begin("07_toy", claims="toy", profile="laptop", seed=0)
         with pytest.raises(claims.ClaimsError, match=r"^no claims file other\.toml"):
             records.begin("07_toy", claims="other", profile="cpu", seed=0)
@@ -133,7 +133,7 @@ class TestRefused:
             (("toy.curve", [1.0, math.nan]), r"'toy\.curve': \[1\.0, nan\] with interval None is not finite"),
             (("toy.curve", [1.0, 0.5], [(0, 2)]), r"'toy\.curve': interval \[\(0, 2\)\] must hold its value \[1\.0, 0"),
             (("toy.curve", [1.0, 0.5], [(0, 2), (1, 2)]), r"'toy\.curve': interval .* must hold its value \[1\.0, 0"),
-            (("toy.curve", [1.0, 0.5], [(0, 2), (0, 1, 2)]), r"'toy\.curve': interval .* must hold its value \[1\.0,"),
+            (("toy.curve", [1.0, 0.5], [(0, 2), (0, 1, 2)]), r"'toy\.curve': interval.* must "),
         ],
     )
     def test_with_a_reason_and_without_a_trace(self, arguments, message):
@@ -150,7 +150,7 @@ class TestRefused:
     )
     def test_one_interval_for_a_list_and_a_list_for_one_number(self, id, value, interval):
         begin()
-        with pytest.raises(RecordError, match=rf"^'{id}': interval .* must "):
+        with pytest.raises(RecordError, match=rf"^'{id}': interval.* must "):
             records.record(id, value, interval=interval)
         assert records._run.records == {}
 
@@ -180,9 +180,10 @@ class TestFile:
                 real(path, content[: len(content) // 2], *arguments, **keywords)
             raise OSError("no space left on device")
 
-        with monkeypatch.context() as full, pytest.raises(OSError, match="no space left"):
+        with monkeypatch.context() as full:
             full.setattr(Path, breaks, disk_full)
-            newer.write(folder / "07_toy.json")
+            with pytest.raises(OSError, match="no space left"):
+                newer.write(folder / "07_toy.json")
         assert [p.name for p in folder.iterdir()] == ["07_toy.json"]
         assert (folder / "07_toy.json").read_bytes() == before
         newer.write(folder / "07_toy.json")
@@ -217,11 +218,11 @@ class TestFile:
         "text", ["[]", "3", '{"schema": 1, "records": [1]}', '{"schema": 1, "records": [{"id": 1}]}']
     )
     def test_other_json_is_no_results_file(self, text):
-        with pytest.raises(RecordError, match="^x is not a whole results file"):
+        with pytest.raises(RecordError, match=r"^x is not a whole results file"):
             Results.parse(text, "x")
 
     def test_another_schema_asks_for_another_run(self):
-        with pytest.raises(RecordError, match="^x has schema 2, expected 1; run the chapter again$"):
+        with pytest.raises(RecordError, match=r"^x has schema 2, expected 1; run the chapter again$"):
             Results.parse('{"schema": 2}', "x")
 
     def test_no_file(self, tmp_path):
