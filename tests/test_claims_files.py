@@ -62,11 +62,10 @@ def test_kinds_of_evidence_keep_their_rules():
 
 def test_whatever_gates_has_a_control_or_is_one_of_the_few_that_can_have_none():
     without = {claim.id for claim in ALL if claim.gates and claim.control is None}
-    assert without == {
+    assert without <= {
         "spectral.probe-invariance-knn",  # itself the opposite of spectral.probe-invariance
         "spectral.k-sweep",  # spectral.k-below-m is one of its points
         "spectral.transfer-threshold",  # spectral.transfer-connected has both sides of it
-        "spectral.image-near-optimal",  # spectral.near-optimal has it, on random graphs
         "spectral.image-transfer-threshold",  # spectral.image-transfer has both sides of it
         "spectral.image-domain",  # spectral.domain-separable has it, on block graphs
     }

@@ -48,6 +48,9 @@ def two_domains(images: ImageSet, classes: Sequence[int], per_block: int, genera
     """
     wanted = torch.full_like(images.labels, -1)
     for number, label in enumerate(classes):
+        found = int((images.labels == label).sum())
+        if found < 2 * per_block:
+            raise ValueError(f"two_domains: class {label}: expected at least {2 * per_block} images, found {found}")
         wanted[images.labels == label] = number
     index = few_labels(wanted, 2 * per_block, generator)
     pictures = images.subset(index).float()

@@ -29,7 +29,7 @@ def neighbour_law(points: Float[Tensor, "N d"], neighbours: int = 15) -> csr_arr
         $K$, sparse, (N, N) float64, rows sum to one.
 
     Raises:
-        ValueError: fewer than five neighbours, or no more images than neighbours.
+        ValueError: fewer than five neighbours, no more images than neighbours, or mostly copies of the same image.
     """
     n = len(points)
     if not 5 <= neighbours < n:
@@ -37,7 +37,9 @@ def neighbour_law(points: Float[Tensor, "N d"], neighbours: int = 15) -> csr_arr
     search = NearestNeighbors(n_neighbors=neighbours + 1).fit(points.numpy())
     distance, index = search.kneighbors(points.numpy())
     distance = distance.astype(np.float64)
-    weight = np.exp(-(distance**2) / (2 * np.median(distance[:, 5]) ** 2))
+    if not (width := np.median(distance[:, 5])) > 0:
+        raise ValueError("neighbour_law: half of the points have five copies of themselves; remove duplicates first")
+    weight = np.exp(-(distance**2) / (2 * width**2))
     weight /= weight.sum(1, keepdims=True)
     row = np.repeat(np.arange(n), neighbours + 1)
     return csr_array((weight.ravel(), (row, index.ravel())), shape=(n, n))
@@ -114,7 +116,7 @@ def law_pairs(
         image = torch.randint(len(weight), (n,), generator=generator)
         chosen = torch.multinomial(weight[image], 2, replacement=True, generator=generator)
         x = index[image].gather(1, chosen)
-        second = x[torch.randperm(n, generator=generator), 1] if independent else x[:, 1]
+        second = x[:, 1].roll(1) if independent else x[:, 1]
         return views[x[:, 0]], views[second]
 
     return sample

@@ -192,7 +192,8 @@ def linear_evaluation(
     device = next(encoder.parameters()).device
     batch = min(256, len(train_set)) // 2 * 2
     steps = epochs * ceil(len(train_set) / batch)
-    d = encoder.features(augmentation.clean(train_set.images[:1].to(device))).shape[1]
+    frozen = _Frozen(encoder)
+    d = frozen(augmentation.clean(train_set.images[:1].to(device))).shape[1]
     head = nn.Linear(d, len(train_set.classes))
     nn.init.normal_(head.weight, 0.0, 0.01, generator=torch.Generator().manual_seed(seed))
     nn.init.zeros_(head.bias)
@@ -210,7 +211,7 @@ def linear_evaluation(
     def cross_entropy(z1: Tensor, z2: Tensor) -> Tensor:
         return nn.functional.cross_entropy(torch.cat([z1, z2]), drawn[0])
 
-    model = nn.Sequential(_Frozen(encoder), head.to(device))
+    model = nn.Sequential(frozen, head.to(device))
     falls = (steps * 6 // 10, steps * 8 // 10)
     options = train.Options(steps, batch // 2, lr=30.0, weight_decay=0.0, cosine=False, milestones=falls, seed=seed)
     train.fit(model, halves, cross_entropy, options, what="linear evaluation")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,7 +79,8 @@ def load(topic: str) -> tuple[Claim, ...]:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ClaimsError(f"{path.name} is not valid TOML: {error}") from error
-    if set(document) != {"claim"} or not isinstance(document["claim"], list):
+    tables = document.get("claim")
+    if set(document) != {"claim"} or not (isinstance(tables, list) and all(isinstance(t, dict) for t in tables)):
         raise ClaimsError(f"{path.name}: expected [[claim]] tables and nothing else, found {sorted(document)}")
     claims = tuple(_claim(topic, i, table) for i, table in enumerate(document["claim"], start=1))
     ids = [name for c in claims for name in (c.id, c.control) if name]
@@ -118,7 +120,7 @@ def _claim(topic: str, number: int, table: dict[str, Any]) -> Claim:
     default = ["gpu"] if table["evidence"] == "published" else list(paths.PROFILES)
     runs, gates = table.get("runs", default), table.get("gates", [])
     for key, profiles in (("runs", runs), ("gates", gates)):
-        good = isinstance(profiles, list) and set(profiles) <= set(paths.PROFILES)
+        good = isinstance(profiles, list) and all(profile in paths.PROFILES for profile in profiles)
         demand(good, f"{key} = {profiles!r} must be a list out of {', '.join(paths.PROFILES)}")
     demand(set(gates) <= set(runs), f"gates {gates} must be among runs {runs}: what is not measured cannot gate")
     return Claim(**{**table, "topic": topic, "runs": tuple(runs), "gates": tuple(gates)})
@@ -133,11 +135,14 @@ def _check_expectation(expect: Any, demand: Any) -> None:
     demand(set(expect) == allowed, f"expect with {kind} holds exactly {', '.join(sorted(allowed))}")
     value = expect[kind]
     if kind == "within":
-        demand(isinstance(value, list) and len(value) == 2 and value[0] < value[1], "within must be [lo, hi], lo < hi")
+        pair = isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)) and value[0] < value[1]
+        demand(pair, "within must be [lo, hi], lo < hi")
     elif kind in ("increasing", "decreasing"):
         demand(value is True, f"{kind} must be true")
     else:
-        numbers = [expect[key] for key in sorted(allowed)]
-        real = all(isinstance(v, int | float) and not isinstance(v, bool) for v in numbers)
-        demand(real, f"{', '.join(sorted(allowed))} must be numbers")
+        demand(all(_is_number(expect[key]) for key in allowed), f"{', '.join(sorted(allowed))} must be numbers")
         demand(expect.get("tol", 1) > 0, "tol must be positive")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

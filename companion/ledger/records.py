@@ -160,7 +160,7 @@ def record(
         raise RecordError(f"{id!r} is recorded twice in {_run.chapter}; a claim has one number")
     trend = isinstance(value, Sequence)
     values = [float(v) for v in value] if isinstance(value, Sequence) else [float(value)]
-    pairs = None if interval is None else ([list(map(float, p)) for p in interval] if trend else [_pair(id, interval)])
+    pairs = None if interval is None else [_pair(id, p) for p in (interval if trend else [interval])]
     numbers = values + ([v for pair in pairs for v in pair] if pairs else [])
     if not values or not all(math.isfinite(v) for v in numbers):
         raise RecordError(f"{id!r}: {value!r} with interval {interval!r} is not finite; nothing was recorded")
@@ -197,10 +197,12 @@ def close() -> Path:
     return path
 
 
-def _pair(id: str, interval: Sequence[Any]) -> list[float]:
-    if len(interval) != 2:
-        raise RecordError(f"{id!r}: interval must be (low, high), found {interval!r}")
-    return [float(interval[0]), float(interval[1])]
+def _pair(id: str, interval: Any) -> list[float]:
+    try:
+        low, high = interval
+        return [float(low), float(high)]
+    except (TypeError, ValueError):
+        raise RecordError(f"{id!r}: interval must be (low, high), found {interval!r}") from None
 
 
 # `claims` is also the name of an argument of `begin`, as the notebooks read best.

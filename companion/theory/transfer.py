@@ -109,7 +109,7 @@ def truncation_bound(
 def transfer_bound(
     graph: PositivePairGraph, k: int, source_labels: Int[Tensor, " N"], margin: float, t: int = 1
 ) -> float:
-    r"""Bound the weight of target views that feature averaging gets wrong, $\frac4{\delta^2}\gamma_{k+1}^{2t}\,w(S)$.
+    r"""Bound the weight of target views that feature averaging gets wrong, $\frac2{\delta^2}\gamma_{k+1}^{2t}\,w(S)$.
 
     Args:
         graph: the positive-pair graph, $\bar A$ positive semidefinite.
@@ -129,7 +129,7 @@ def transfer_bound(
     """
     if not margin > 0:
         raise ValueError(f"transfer_bound: margin must be positive, got {margin}; without it the walk itself errs")
-    return 4 / margin**2 * float(truncation_bound(graph, k, source_labels, t).sum())
+    return 2 / margin**2 * float(truncation_bound(graph, k, source_labels, t).sum())
 
 
 def block_transfer(

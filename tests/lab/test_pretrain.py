@@ -1,4 +1,4 @@
-"""Witnesses: double loops over a batch, bit-equal repetition, the authors' configuration shortened, labels dealt at random."""
+"""Witnesses: double loops over a batch, bit-equal repetition, the authors' configuration cut short, random labels."""
 
 import math
 from dataclasses import replace
@@ -71,8 +71,9 @@ class TestObjective:
         z1, z2 = self.batch(scale=50.0)
         z1 = z1[1:].requires_grad_()
         recipe.objective(z1, z2[1:]).backward()
-        assert float((z1.grad * z1).sum(1).abs().max()) < 1e-12
-        assert float(recipe.objective(3 * z1, z2[1:])) == pytest.approx(float(recipe.objective(z1, z2[1:])))
+        assert float((z1.grad * z1.detach()).sum(1).abs().max()) < 1e-12
+        once, thrice = (float(recipe.objective(scale * z1.detach(), z2[1:])) for scale in (1, 3))
+        assert thrice == pytest.approx(once, rel=1e-12)
 
     @pytest.mark.parametrize("temperature", [0.1, 0.5])
     def test_info_nce_over_all_views_but_oneself(self, temperature):
@@ -206,21 +207,15 @@ def small_encoder():
 
 
 class TestLinearEvaluation:
-    def test_a_head_on_features_that_show_the_class(self):
-        encoder = small_encoder().eval()
-        accuracy = pretrain.linear_evaluation(encoder, PICTURES, MORE_PICTURES, VIEWS, epochs=10)
-        assert accuracy > 0.9
-
-    def test_labels_dealt_at_random_teach_nothing(self):
+    def test_pixels_that_show_the_class_are_enough_and_labels_dealt_at_random_are_not(self):
+        pixels = encoders.Encoder(nn.Flatten(), nn.Linear(64, 4))
         dealt = replace(PICTURES, labels=PICTURES.labels[torch.randperm(120, generator=generator())])
-        accuracy = pretrain.linear_evaluation(small_encoder().eval(), dealt, MORE_PICTURES, VIEWS, epochs=10)
-        assert accuracy < 0.7
+        for images, low, high in ((PICTURES, 0.95, 1.0), (dealt, 0.0, 0.6)):
+            assert low <= pretrain.linear_evaluation(pixels, images, MORE_PICTURES, VIEWS, epochs=20) <= high
 
     @pytest.mark.parametrize("training", [False, True])
     def test_parameters_and_buffers_stay(self, training):
-        encoder = small_encoder()
-        pretrain.linear_evaluation(encoder.train(), PICTURES, MORE_PICTURES, VIEWS, epochs=1) if False else None
-        encoder.train(training)
+        encoder = small_encoder().train(training)
         before = state(encoder)
         pretrain.linear_evaluation(encoder, PICTURES, MORE_PICTURES, VIEWS, epochs=2)
         assert equal(state(encoder), before)
@@ -232,15 +227,8 @@ class TestLinearEvaluation:
 
         def spy(model, sample, loss, options, **keywords):
             x1, x2 = sample(options.batch_size, generator())
-            seen.append(
-                (
-                    options,
-                    [p.shape for p in model.parameters()],
-                    x1.shape,
-                    x2.shape,
-                    float(loss(*model(torch.cat([x1, x2])).chunk(2))),
-                )
-            )
+            value = float(loss(*model(torch.cat([x1, x2])).detach().chunk(2)))
+            seen.append((options, [tuple(p.shape) for p in model.parameters()], x1.shape, x2.shape, value))
 
         monkeypatch.setattr(train, "fit", spy)
         many = data.generated(600, (1, 8, 8), classes=3)
@@ -252,14 +240,33 @@ class TestLinearEvaluation:
         assert first == second == (128, 1, 8, 8)  # two halves of a batch of 256
         assert loss == pytest.approx(math.log(3), abs=0.1)
 
-    def test_the_seed_decides_the_head(self):
-        encoder = small_encoder().eval()
-        hard = (
-            data.generated(90, (1, 8, 8), classes=9, seed=1),
-            data.generated(900, (1, 8, 8), classes=9, split="test", seed=1),
-        )
-        first, again, other = (
-            pretrain.linear_evaluation(encoder, *hard, VIEWS, epochs=1, seed=seed) for seed in (0, 0, 1)
-        )
-        assert first == again
-        assert first != other
+    def test_of_the_augmentation_only_crop_and_flip_are_used(self, monkeypatch):
+        used = []
+        real = augment.Augmentation.__call__
+
+        def spy(self, images, draw):
+            used.append(self)
+            return real(self, images, draw)
+
+        monkeypatch.setattr(augment.Augmentation, "__call__", spy)
+        strong = replace(augment.cifar(64), noise=0.05, mean=(0.5,), std=(0.3,))
+        assert strong.blur is not None
+        pretrain.linear_evaluation(small_encoder().eval(), PICTURES, MORE_PICTURES, strong, epochs=1)
+        weak = augment.Augmentation(area=(0.2, 1.0), flip=0.5, mean=(0.5,), std=(0.3,))
+        x = data.generated(20, (3, 8, 8)).images  # in colour, so that saturation and hue would show
+        assert used
+        for found in used:
+            assert torch.equal(real(found, x, generator()), real(weak, x, generator()))
+
+    def test_the_seed_decides_the_head(self, monkeypatch):
+        heads, fit = [], train.fit
+
+        def kept(model, *arguments, **keywords):
+            fit(model, *arguments, **keywords)
+            heads.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+
+        monkeypatch.setattr(train, "fit", kept)
+        for seed in (0, 0, 1):
+            pretrain.linear_evaluation(small_encoder().eval(), PICTURES, MORE_PICTURES, VIEWS, epochs=1, seed=seed)
+        assert torch.equal(heads[0], heads[1])
+        assert not torch.equal(heads[0], heads[2])
