@@ -154,7 +154,7 @@ class TestCells:
         }
         last = len(code(notebook)) - 1
         assert closed == last
-        assert code(notebook)[last].source.strip() == "ledger.close()"
+        assert code(notebook)[last].source.strip() == "_ = ledger.close()"
         assert opened < min(number for number, _ in calls(notebook, "record"))
 
     def test_figures_have_a_name_a_caption_and_words_for_those_who_do_not_see_them(self, path):

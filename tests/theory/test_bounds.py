@@ -254,6 +254,7 @@ def test_cover_counts_the_tasks_that_k_features_solve(k, share):
     assert solved / 2**m == share
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("call", "message"),
     [

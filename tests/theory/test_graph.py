@@ -201,6 +201,7 @@ def test_block_spectrum_table(alpha, beta, gamma, printed):
     assert found == pytest.approx(printed, abs=5.1e-4)
 
 
+@pytest.mark.unchecked  # symbols are no floats
 def test_block_spectrum_symbolically():
     a, b, c, d = sympy.symbols("rho alpha beta gamma", positive=True)
     blocks = sympy.Matrix([[a, b, c, d], [b, a, d, c], [c, d, a, b], [d, c, b, a]])
@@ -232,6 +233,7 @@ def test_bad_weights_say_what_is_wrong(weights, message):
             PositivePairGraph.from_adjacency(sp.csr_array(np.array(weights)))
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("build", "message"),
     [

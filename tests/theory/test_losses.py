@@ -181,6 +181,7 @@ def test_clip_to_ball_keeps_short_rows_and_directions():
     assert z.grad.isfinite().all()
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("call", "message"),
     [

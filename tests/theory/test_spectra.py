@@ -52,6 +52,7 @@ def test_effective_rank_of_a_matrix_is_that_of_its_singular_values():
     assert effective_rank(A) < 5
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("call", "message"),
     [

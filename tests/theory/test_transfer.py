@@ -158,6 +158,7 @@ def test_sampled_blocks_have_the_asked_densities(generator):
     assert weighted(graph, torch.ones(400, 1)).square().sum() == pytest.approx(1)
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("call", "message"),
     [
