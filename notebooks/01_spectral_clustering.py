@@ -578,7 +578,10 @@ for name, values in gaps.items():
 # contribute to two columns:
 #
 # $$
-# \sum_cY_c^\top LY_c=\tfrac12\sum_{x,x'}A_{xx'}\sum_c\big(\1[\hat y(x)=c]-\1[\hat y(x')=c]\big)^2=\tfrac12\sum_{x,x'}A_{xx'}\,2\cdot\1[\hat y(x)\ne\hat y(x')]=\phi .
+# \begin{aligned}
+# \sum_cY_c^\top LY_c&=\tfrac12\sum_{x,x'}A_{xx'}\sum_c\big(\1[\hat y(x)=c]-\1[\hat y(x')=c]\big)^2\\
+# &=\tfrac12\sum_{x,x'}A_{xx'}\,2\cdot\1[\hat y(x)\ne\hat y(x')]=\phi .
+# \end{aligned}
 # $$ (eq-cut)
 #
 # Expand $Y=\sum_iv_i\beta_i^\top$ with $\beta_i=Y^\top v_i$. Then $\phi=\sum_i\lambda_i\norm{\beta_i}^2$ and, since
@@ -686,7 +689,10 @@ for name, values in gaps.items():
 # *Step 3: layer cake.* Every set $\{q^2>s\}$, $s\ge0$, weighs at most $p(S_i)/2$, so
 #
 # $$
-# \tfrac12\sum_{x,x'\in S_i}A_{xx'}\lvert q_x^2-q_{x'}^2\rvert=\int_0^\infty A\big(\{q^2>s\},S_i\setminus\{q^2>s\}\big)\,ds\ge h\int_0^\infty p(\{q^2>s\})\,ds=h\sum_xp_xq_x^2 .
+# \begin{aligned}
+# \tfrac12\sum_{x,x'\in S_i}A_{xx'}\lvert q_x^2-q_{x'}^2\rvert&=\int_0^\infty A\big(\{q^2>s\},S_i\setminus\{q^2>s\}\big)\,ds\\
+# &\ge h\int_0^\infty p(\{q^2>s\})\,ds=h\sum_xp_xq_x^2 .
+# \end{aligned}
 # $$ (eq-layer-cake)
 #
 # *Step 4: Cauchy–Schwarz.* The left side is $\frac12\sum A_{xx'}\lvert q_x-q_{x'}\rvert(q_x+q_{x'})$, at most
@@ -1160,7 +1166,7 @@ for key, values in ratios.items():
 # eigenvalues of $\bar A$ are $1$ and
 #
 # $$
-# \gamma_{\mathrm{cls}}=\frac{(w-b)+(m-1)(a-c)}Z,\qquad\gamma_{\mathrm{dom}}=\frac{(w-a)+(r-1)(b-c)}Z,\qquad\gamma_{\mathrm{int}}=\frac{w-a-b+c}Z ,
+# \gamma_{\mathrm{cls}}=\frac{(w-b)+(m-1)(a-c)}Z,\quad\gamma_{\mathrm{dom}}=\frac{(w-a)+(r-1)(b-c)}Z,\quad\gamma_{\mathrm{int}}=\frac{w-a-b+c}Z ,
 # $$ (eq-block-spectrum)
 #
 # with multiplicities $r-1$, $m-1$, $(r-1)(m-1)$: contrasts between classes, between domains, and their interaction.
