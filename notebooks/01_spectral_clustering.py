@@ -649,7 +649,7 @@ for name, values in gaps.items():
 # h=\min_i\;\min\Big\{\frac{A(T,S_i\setminus T)}{p(T)}:\;\emptyset\ne T\subsetneq S_i,\;p(T)\le\tfrac12p(S_i)\Big\}
 # $$ (eq-inner-conductance)
 #
-# be the smallest conductance *inside* a cluster. (a cluster of one view counts as $\infty$; $m<N$). Then
+# be the smallest conductance *inside* a cluster, where a cluster of one view counts as $\infty$, and let $m<N$. Then
 # $\lambda_{m+1}\ge h^2/2$. Hence for $k\ge m$ and **every** labelling that is constant on the clusters, there is a
 # head with squared error at most $2\phi/h^2$ and 0–1 error at most $4\phi/h^2$.
 #
