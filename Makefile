@@ -78,7 +78,7 @@ bench: $(ENV)  ## measure, and write benchmarks/RECORDS.md
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean:  ## remove everything built, the environment excepted (rm -r .venv removes that, too)
-	@rm -rf _build .snakemake .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	@rm -rf _build results/smoke build .grimp_cache .snakemake .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
 	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 
 # The stamp is written last: a build that was killed is done again. The package itself is linked in, without its

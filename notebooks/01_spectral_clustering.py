@@ -1353,7 +1353,7 @@ def encoder_on_graph(k, run, independent=False):
     """Train an MLP on sampled pairs; return its features on the whole population."""
     draw = torch.Generator().manual_seed(1000 * seed + run)
     model = encoders.mlp((points.shape[1], hidden, hidden, k), generator=draw)
-    options = train.Options(steps, batch, lr=1e-3, optimizer="adam", weight_decay=0.0, seed=run)
+    options = train.Options(steps, batch, lr=1e-3, optimizer="adam", weight_decay=0.0, seed=1000 * seed + run)
     pairs = graphs.law_pairs(law, inputs, independent=independent)
     train.fit(model, pairs, losses.spectral_contrastive, options, what=f"encoder on the graph, k = {k}, seed {run}")
     return probe.extract(model, inputs).double()
@@ -1564,7 +1564,7 @@ if profile == "gpu":
             recipe = pretrain.authors(sets[0], methods[method], epochs=epochs)
             state = pretrain.checkpoint(f"{name}-{method}-{epochs}-{seed}")
             encoder = pretrain.run(sets[0], recipe, seed, checkpoint=state, device=device)
-            top1 = 100 * pretrain.linear_evaluation(encoder, *sets, recipe.augmentation)
+            top1 = 100 * pretrain.linear_evaluation(encoder, *sets, recipe.augmentation, seed=seed)
             ledger.record(f"spectral.{name}-{method}-{epochs}", top1, n=1)
 else:
     print("The authors' configuration runs in the gpu profile.")
@@ -1597,7 +1597,7 @@ networks: dict[float, list[domains.Carried]] = {share: [] for share in trained_a
 for share, run in itertools.product(trained_at, range(5)):
     law = domains.crossing_law(views, share, neighbours=8 if smoke else 15)
     model = encoders.mlp((inputs.shape[1], 256, 256, 3), generator=torch.Generator().manual_seed(1000 * seed + run))
-    options = train.Options(steps, 256, lr=1e-3, optimizer="adam", weight_decay=0.0, seed=run)
+    options = train.Options(steps, 256, lr=1e-3, optimizer="adam", weight_decay=0.0, seed=1000 * seed + run)
     pairs, what = graphs.law_pairs(law, inputs), f"domains, {share:.0%} same class, seed {run}"
     train.fit(model, pairs, losses.spectral_contrastive, options, what=what)
     U, held_out = probe.extract(model, inputs), probe.extract(model, inputs_fresh)

@@ -39,12 +39,12 @@ def create(target, log):
     if code == 0:
         return
     shutil.rmtree(target, ignore_errors=True)
-    helper = target + ".virtualenv"
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--target", helper, "virtualenv"]
+    borrowed = target + ".virtualenv"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--target", borrowed, "virtualenv"]
     run(install, log, "python -m venv, and installing virtualenv in its place,")
-    environment = dict(os.environ, PYTHONPATH=helper)
+    environment = dict(os.environ, PYTHONPATH=borrowed)
     run([sys.executable, "-m", "virtualenv", "--quiet", target], log, "virtualenv", environment)
-    shutil.rmtree(helper, ignore_errors=True)
+    shutil.rmtree(borrowed, ignore_errors=True)
 
 
 def main(target, requirements):

@@ -5,6 +5,7 @@ a gated claim is contradicted, a control did not fail, or the book does not buil
 """
 
 import argparse
+import contextlib
 import fcntl
 import os
 import shutil
@@ -75,7 +76,8 @@ def engine(
     def stop(*_: object) -> None:
         """On SIGTERM do what Ctrl-C does to all by itself; the engine alone would first finish its jobs."""
         for job in psutil.Process(process.pid).children(recursive=True):
-            job.terminate()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended by itself meanwhile
+                job.terminate()
         process.send_signal(signal.SIGINT)
         raise KeyboardInterrupt
 

@@ -94,7 +94,10 @@ def deviations(profile: str, found: dict[str, Results]) -> list[str]:
         if text is None:
             continue
         compared += 1
-        sentences += [f"moved: {sentence}" for sentence in moved(mine, Results.parse(text, f"HEAD:{name}.json"))]
+        try:
+            sentences += [f"moved: {sentence}" for sentence in moved(mine, Results.parse(text, f"HEAD:{name}.json"))]
+        except (ValueError, TypeError) as error:  # a claim has changed its kind, or the file its schema
+            sentences.append(f"{name}: the committed reference run cannot be compared with this one ({error})")
     if not compared:
         return [f"no reference run to compare with: none is committed for the {profile} profile"]
     return sentences or [f"no number left the reference run's interval ({compared} of {len(found)} chapters have one)"]

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import tomllib
+import zlib
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -192,4 +193,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("html-page-context", tidy_page, priority=900)
     app.connect("build-finished", copy_notebook_sources)
     app.connect("build-finished", drop_font_preloads)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+    own = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    # a changed extension makes every page stale: Sphinx itself looks at the pages and their dependencies only
+    return {"version": "1", "env_version": zlib.crc32(own), "parallel_read_safe": True, "parallel_write_safe": True}

@@ -85,12 +85,10 @@ class Stamp(RunDirective):
         run = self.results(ledger)
         stamp = run.stamp
         commit = (stamp["commit"] or "outside git")[:12] + (" with local changes" if stamp["dirty"] else "")
-        parameters = ", ".join(f"{key} = {value}" for key, value in (stamp.get("parameters") or {}).items())
         facts = [
             ("Commit", commit),
             ("Source hash", stamp["source_hash"][:16]),
             ("Profile, seed", f"{run.profile}, {stamp['seed']}"),
-            ("Parameters", parameters),
             ("Device", machine(run)[0]),
             ("Machine", machine(run)[1]),
             ("Python", stamp["python"]),

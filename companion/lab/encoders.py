@@ -168,7 +168,7 @@ def projector(sizes: Sequence[int]) -> nn.Sequential:
 
 
 def seeded(build: Callable[[], M], generator: torch.Generator) -> M:
-    """Call `build` with weights drawn from `generator`, leaving the global random state as it was."""
+    """Call `build` with weights drawn from `generator`, leaving the CPU's global random state as it was."""
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -2,6 +2,7 @@ r"""Contrastive pre-training of an image encoder: a small recipe, the authors', 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil
@@ -139,7 +140,9 @@ def run(
 
 
 def checkpoint(name: str) -> Path:
-    """Where a long run keeps its state, ``checkpoints/<name>.pt`` beside the fetched data.
+    """Where a long run keeps its state, ``checkpoints/<name>-<hash>.pt`` beside the fetched data.
+
+    The hash is that of the code that trains, so that a state never outlives a change of it.
 
     Args:
         name: of the run.
@@ -147,7 +150,10 @@ def checkpoint(name: str) -> Path:
     Returns:
         The file; its folder exists.
     """
-    path = fetch.store() / "checkpoints" / f"{name}.pt"
+    digest = hashlib.sha256()
+    for source in (*sorted(Path(__file__).parent.glob("*.py")), Path(losses.__file__)):
+        digest.update(source.read_bytes())
+    path = fetch.store() / "checkpoints" / f"{name}-{digest.hexdigest()[:12]}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -183,12 +189,17 @@ def linear_evaluation(
         train_set: images and labels for the head.
         test_set: images and labels to count on.
         augmentation: that of pre-training; only its crop and flip are used.
-        epochs: passes over the training set.
+        epochs: batches are drawn with replacement; so many times the size of the training set are drawn in all.
         seed: of the head and its batches.
 
     Returns:
         Accuracy in [0, 1].
+
+    Raises:
+        RuntimeError: under several workers.
     """
+    if distributed.workers() > 1:
+        raise RuntimeError("linear_evaluation: expected one process, found several workers; call it on one, afterwards")
     device = next(encoder.parameters()).device
     batch = min(256, len(train_set)) // 2 * 2
     steps = epochs * ceil(len(train_set) / batch)

@@ -38,13 +38,13 @@ class Interval:
 
 
 def extract(function: Callable[[Tensor], Tensor], inputs: Tensor, batch_size: int = 1000) -> Float[Tensor, "n d"]:
-    """Apply `function` (``encoder.features`` in evaluation mode, say) to all inputs in batches, without gradients.
+    """Apply `function` (``encoder.features``, say) to all inputs in batches, without gradients; back on the CPU.
 
     >>> extract(lambda x: 2 * x, torch.tensor([[1.0], [2.0], [3.0]]), batch_size=2).T
     tensor([[2., 4., 6.]])
     """
     with torch.inference_mode():
-        return torch.cat([function(batch).float() for batch in inputs.split(batch_size)])
+        return torch.cat([function(batch).float().cpu() for batch in inputs.split(batch_size)])
 
 
 def ridge(

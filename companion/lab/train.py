@@ -1,4 +1,4 @@
-"""One training loop for every experiment: one process or torchrun, CPU or GPU, killed and resumed, the same numbers."""
+"""One training loop for all: one process or torchrun, CPU or GPU; killed and resumed on a CPU, the same numbers."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ def fit(
         loss: (z, z+) to a scalar.
         options: the configuration.
         what: name of the run in the progress bar.
-        checkpoint: file to save the state in and to continue from; a run that was killed continues to the very numbers
-            of one that was not. One file a run: it holds the options, not the data, the loss or the code.
+        checkpoint: file to save the state in and to continue from; on a CPU, a run that was killed continues to the
+            very numbers of one that was not.
         device: where to train; by default where the model is.
 
     Returns:

@@ -105,6 +105,7 @@ class _Run:
     began: float
     last: float
     started: str
+    code: dict[str, Any]
 
 
 _run: _Run | None = None
@@ -128,7 +129,7 @@ def begin(chapter: str, *, claims: str, profile: str, seed: int) -> None:
         raise RecordError(f"profile {profile!r} is none of {', '.join(paths.PROFILES)}")
     known = frozenset(name for claim in _load(claims) for name in (claim.id, claim.control) if name)
     now = time.monotonic()
-    _run = _Run(chapter, claims, profile, seed, known, {}, now, now, stamp.now())
+    _run = _Run(chapter, claims, profile, seed, known, {}, now, now, stamp.now(), stamp.origin(chapter, claims))
 
 
 def record(
@@ -184,14 +185,17 @@ def close() -> Path:
         when the notebook runs by itself.
 
     Raises:
-        RecordError: no ``begin`` before it.
+        RecordError: no ``begin`` before it, or, in the pipeline, notebook, claims or package changed since.
     """
     global _run
     if _run is None:
         raise RecordError("close() without begin(...): open the ledger in the notebook's first code cell")
     alone = paths.ROOT / "_build" / _run.profile / "alone" / f"{_run.chapter}.json"
     path = Path(os.environ.get(VARIABLE) or alone)
-    seal = stamp.collect(_run.chapter, _run.topic, seed=_run.seed, started=_run.started, began=_run.began)
+    # alone, in an editor that saves by itself, the stamp simply names the code that the run began with
+    if VARIABLE in os.environ and stamp.source_hash(_run.chapter, _run.topic) != _run.code["source_hash"]:
+        raise RecordError(f"the code of {_run.chapter} changed while it ran; nothing was written, run it again")
+    seal = stamp.collect(_run.code, seed=_run.seed, started=_run.started, began=_run.began)
     Results(_run.chapter, _run.topic, _run.profile, _run.records, seal).write(path)
     _run = None
     return path

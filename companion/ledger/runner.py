@@ -235,7 +235,7 @@ def _check_records(file: Path, name: str, parameters: Mapping[str, Any]) -> None
 
 
 def _hide_injected(nb: NotebookNode) -> NotebookNode:
-    """Keep the injected parameters in the file (the stamp names them) and out of the page."""
+    """Keep the injected parameters in the file and out of the page; the stamp names profile and seed."""
     for cell in nb.cells:
         tags = cell.metadata.get("tags", [])
         if "injected-parameters" in tags:

@@ -24,26 +24,32 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def collect(chapter: str, topic: str, *, seed: int, started: str, began: float) -> dict[str, Any]:
+def origin(chapter: str, topic: str) -> dict[str, Any]:
+    """Which code runs: ``commit`` (None outside git), ``dirty`` and ``source_hash``."""
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--", *SOURCES)),
+        "source_hash": source_hash(chapter, topic),
+    }
+
+
+def collect(code: dict[str, Any], *, seed: int, started: str, began: float) -> dict[str, Any]:
     """Everything that a reader needs to judge, or to repeat, a run.
 
     Args:
-        chapter: the notebook's name.
-        topic: its claims file's name.
+        code: what `origin` said when the run began.
         seed: the run's base seed.
         started: when it began (`now`).
         began: the same on the monotonic clock, in seconds.
 
     Returns:
-        A dictionary that JSON can hold; seconds and bytes are named as such. ``commit`` is ``None`` outside git.
+        A dictionary that JSON can hold; seconds and bytes are named as such.
     """
     import torch  # here, so that reading results does not load torch
 
-    cuda = torch.cuda.is_available()
+    cuda = torch.cuda.is_initialized()  # used, not merely there
     return {
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--", *SOURCES)),
-        "source_hash": source_hash(chapter, topic),
+        **code,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "platform": f"{platform.system()} {platform.machine()}",

@@ -1,8 +1,8 @@
 r"""Contrastive losses as pure functions of two batches of embeddings.
 
 Every function serves one process and many: `sum_over_workers` and `gather` are the only places where workers talk.
-Give them autograd-aware collectives (`torch.distributed.nn.functional.all_reduce`, `all_gather`): each worker then
-returns the loss of the *global* batch. Their backward passes add up the gradients of all workers' copies of
+Give them autograd-aware collectives (`companion.lab.distributed` has them): each worker then returns
+the loss of the *global* batch. Their backward passes add up the gradients of all workers' copies of
 that loss, so the mean of gradients over workers, which `DistributedDataParallel` takes, is the gradient of one copy.
 """
 

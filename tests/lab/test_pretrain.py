@@ -1,6 +1,7 @@
 """Witnesses: double loops over a batch, bit-equal repetition, the authors' configuration cut short, random labels."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -158,7 +159,12 @@ class TestSmall:
 def test_a_checkpoint_lies_beside_the_fetched_data(tmp_path, monkeypatch):
     monkeypatch.setenv("COMPANION_DATA", str(tmp_path / "data"))
     path = pretrain.checkpoint("cifar10-spectral-200-0")
-    assert path == tmp_path / "data" / "checkpoints" / "cifar10-spectral-200-0.pt"
+    assert path.parent == tmp_path / "data" / "checkpoints"
+    assert re.fullmatch(r"cifar10-spectral-200-0-[0-9a-f]{12}\.pt", path.name)
+    code = tmp_path / "losses.py"
+    code.write_text("# another loss\n")
+    monkeypatch.setattr(pretrain.losses, "__file__", str(code))
+    assert pretrain.checkpoint("cifar10-spectral-200-0") != path  # a state does not outlive the code that made it
     assert path.parent.is_dir()
     assert not path.exists()
 

@@ -41,7 +41,7 @@ def root(tmp_path, monkeypatch):
 
 
 def collect() -> dict:
-    return stamp.collect("01_one", "toy", seed=7, started=stamp.now(), began=time.monotonic() - 2)
+    return stamp.collect(stamp.origin("01_one", "toy"), seed=7, started=stamp.now(), began=time.monotonic() - 2)
 
 
 class TestSourceHash:
