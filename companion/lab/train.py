@@ -117,7 +117,7 @@ def fit(
         options: the configuration.
         what: name of the run in the progress bar.
         checkpoint: file to save the state in and to continue from; on a CPU, a run that was killed continues to the
-            very numbers of one that was not.
+            very numbers of one that was not. One file a run: it holds the options, not the data, the loss or the code.
         device: where to train; by default where the model is.
 
     Returns:
