@@ -16,12 +16,14 @@ from matplotlib.axes import Axes
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5F5F5F")
 
 STYLE: dict[Any, Any] = {
+    "axes.facecolor": "none",
     "axes.prop_cycle": cycler(color=COLORS),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
     "axes.labelsize": 11,
+    "figure.facecolor": "none",  # a notebook saves with the figure's own colour, whatever savefig.transparent says
     "figure.figsize": (7.2, 3.4),
     "figure.constrained_layout.use": True,
     "font.size": 11,
