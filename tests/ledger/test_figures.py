@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import pytest
+from IPython.core.pylabtools import print_figure
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -110,3 +111,18 @@ def test_a_lines_name_stands_at_its_end_in_its_colour():
 
 def test_colours_are_distinct():
     assert len({mpl.colors.to_rgb(color) for color in figures.COLORS}) == len(figures.COLORS) == 7
+
+
+def test_a_notebook_shows_the_figure_without_a_background():
+    def shown(facecolor: str | None) -> str:
+        with mpl.rc_context():
+            figures.house_style()
+            figure = Figure()
+            FigureCanvasSVG(figure)
+            figure.subplots().plot([0, 1])
+            if facecolor is not None:
+                figure.patch.set_facecolor(facecolor)
+            return str(print_figure(figure, fmt="svg"))  # what a notebook's inline backend calls
+
+    assert "fill: #ffffff" in shown("white")
+    assert "fill: #ffffff" not in shown(None)
