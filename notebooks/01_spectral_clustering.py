@@ -1526,7 +1526,7 @@ on_f = [many[("spectral, $\\mu=10$" if k == 64 else f"$k={k}$") + " on $f$"] for
 curve = [probe.mean_interval(values) for values in on_f]
 ledger.record("spectral.dimension", [i.mean for i in curve], interval=[(i.low, i.high) for i in curve], n=5)
 
-# %% mystnb={"figure": {"caption": "What do labels see? Accuracy of ridge probes on unseen images with 10 labels a class (left) and 1,000 a class (right; fewer in the smoke profile); mean and 95 % interval over five seeds of network, batches and labels. Rows marked “on $f$” probe the projector's output, all others the backbone.", "name": "fig-augmentations"}, "image": {"alt": "Dot plot of accuracies. With few labels the trained encoders lead; with many labels raw pixels come close."}}
+# %% mystnb={"figure": {"caption": "What do labels see? Accuracy of ridge probes on unseen images with 10 labels a class (left) and 1,000 a class (right; fewer in the smoke profile); mean and 95 % interval over five seeds of network, batches and labels. Rows marked “on $f$” probe the projector's output, all others the backbone.", "name": "fig-augmentations"}, "image": {"alt": "Dot plot of accuracies. With few labels the trained encoders lead; with many labels raw pixels are level with them or ahead."}}
 order = ["raw pixels", "untrained", "unpaired", *[n for n in arms if n not in ("untrained", "unpaired")]]
 order += [n for n in few if n.endswith("on $f$")]
 fig, panels = plt.subplots(1, 2, sharey=True, figsize=(7.2, 4.6))

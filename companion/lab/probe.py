@@ -147,7 +147,7 @@ def knn(
         ValueError: shapes do not fit.
 
     References:
-        Wu et al. 2018, Unsupervised feature learning via non-parametric instance discrimination, section 3.4.
+        Wu et al. 2018, Unsupervised feature learning via non-parametric instance discrimination.
     """
     _check(train_x, train_y, test_x, test_y)
     unit, unit_test = (torch.nn.functional.normalize(x.float(), dim=1) for x in (train_x, test_x))

@@ -87,7 +87,7 @@ class PositivePairGraph:
             ValueError: if $K$ or $\pi$ is no probability law, a view is never produced, or the graph is disconnected.
 
         References:
-            HaoChen et al. (2021), section 3.1; `def-positive-pair-graph`.
+            HaoChen et al. (2021), section 3; `def-positive-pair-graph`.
         """
         K, prior = weights.checked_law(K, prior)
         degree = weights.checked_degree(weights.times(K.T, prior), "K")

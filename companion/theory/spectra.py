@@ -79,7 +79,7 @@ def effective_rank(values: Float[Tensor, "*shape"]) -> float:
         ValueError: if no singular value is positive or one is negative.
 
     References:
-        Roy and Vetterli (2007), Definition 1.
+        Roy and Vetterli (2007).
 
     Examples:
         >>> import torch

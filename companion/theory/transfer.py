@@ -208,7 +208,7 @@ def sampled_blocks(
         ValueError: if a vertex is left without an edge or the graph is disconnected.
 
     References:
-        The stochastic block model of Shen et al. (2022), section 4.
+        The companion's own sampling of the graph of Shen et al. (2022), Figure 2.
     """
     probability = block_weights(classes, domains, within, across_domains, across_classes, across_both, size)
     upper = torch.bernoulli(probability, generator=generator).triu(1)
