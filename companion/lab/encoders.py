@@ -77,7 +77,7 @@ def small_cnn(
     *,
     size: int = 28,
     width: int = 16,
-    hidden: Sequence[int] = (128,),
+    hidden: Sequence[int] | None = (128,),
     generator: torch.Generator,
 ) -> Encoder:
     """Three convolutions of stride 2 (width, 2 width, 4 width) and a linear map to h, with batch norm and ReLU each.
@@ -90,7 +90,7 @@ def small_cnn(
         k: width of z.
         size: side of the images in pixels.
         width: channels after the first convolution.
-        hidden: widths of the projector's hidden layers.
+        hidden: widths of the projector's hidden layers; None: z is one linear map of h with bias, without batch norm.
         generator: source of the initial weights.
 
     Returns:
@@ -108,7 +108,8 @@ def small_cnn(
         side = -(-size // 8)
         layers += [nn.Flatten(), nn.Linear(4 * width * side**2, feature_dim, bias=False)]
         layers += [nn.BatchNorm1d(feature_dim), nn.ReLU()]
-        return Encoder(nn.Sequential(*layers), projector((feature_dim, *hidden, k)))
+        head = nn.Linear(feature_dim, k) if hidden is None else projector((feature_dim, *hidden, k))
+        return Encoder(nn.Sequential(*layers), head)
 
     return seeded(build, generator)
 

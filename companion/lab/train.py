@@ -9,16 +9,19 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from companion.lab import distributed
+from companion.lab.muon import Muon
 from companion.progress import track
 
 Pairs = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
+Observer = Callable[[int, nn.Module], None]
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,12 @@ class Options:
         steps: number of updates.
         batch_size: positive pairs in one update, over all workers together.
         lr: largest learning rate.
-        optimizer: "sgd" or "adam".
-        momentum: of SGD.
-        weight_decay: added to the gradient as weight_decay times the parameter (both optimisers).
+        optimizer: "sgd", "adam" or "muon": Muon for weights, convolutions as matrices (out, in x height x width), and
+            AdamW for biases and norms.
+        momentum: of SGD and, as Nesterov's, of Muon.
+        weight_decay: added to the gradient as weight_decay times the parameter; under "muon" decoupled, the
+            parameter shrinks by rate times weight_decay.
+        adamw_lr: largest learning rate of AdamW under "muon"; it rises and falls as that of Muon, lr, does.
         warmup_steps: updates over which the rate rises linearly to lr.
         cosine: whether the rate then falls along half a cosine to 0; else it stays.
         milestones: updates at which the rate falls to a tenth.
@@ -48,6 +54,7 @@ class Options:
     optimizer: str = "sgd"
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    adamw_lr: float = 1e-3
     warmup_steps: int = 0
     cosine: bool = True
     milestones: tuple[int, ...] = ()
@@ -59,21 +66,22 @@ class Options:
 
     def __post_init__(self) -> None:
         """Refuse a configuration that cannot be meant."""
-        if self.optimizer not in ("sgd", "adam"):
-            raise ValueError(f'optimizer: expected "sgd" or "adam", found {self.optimizer!r}')
+        if self.optimizer not in ("sgd", "adam", "muon"):
+            raise ValueError(f'optimizer: expected "sgd", "adam" or "muon", found {self.optimizer!r}')
         for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
 
-    def rate(self, step: int) -> float:
-        """Learning rate of update number `step` = 0, 1, ...
+    def rate(self, step: int, largest: float | None = None) -> float:
+        """Learning rate of update number `step` = 0, 1, ...; `largest` in place of lr, if given.
 
         >>> [Options(steps=4, lr=1.0, warmup_steps=2).rate(step) for step in range(4)]
         [0.5, 1.0, 1.0, 0.5]
         """
+        largest = self.lr if largest is None else largest
         if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
-        lr = self.lr * 0.1 ** sum(step >= milestone for milestone in self.milestones)
+            return largest * (step + 1) / self.warmup_steps
+        lr = largest * 0.1 ** sum(step >= milestone for milestone in self.milestones)
         if not self.cosine:
             return lr
         return lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup_steps) / (self.steps - self.warmup_steps)))
@@ -102,6 +110,8 @@ def fit(
     *,
     what: str = "training",
     checkpoint: str | Path | None = None,
+    observe: Observer | None = None,
+    observe_every: int = 20,
     device: torch.device | str | None = None,
 ) -> History:
     """Train `model` in place on positive pairs, and leave it in evaluation mode.
@@ -118,15 +128,22 @@ def fit(
         what: name of the run in the progress bar.
         checkpoint: file to save the state in and to continue from; on a CPU, a run that was killed continues to the
             very numbers of one that was not. One file a run: it holds the options, not the data, the loss or the code.
+        observe: called with 0 and the model before the first update, and with the number of updates done after every
+            `observe_every`-th and the last; without gradients, in the model's present mode, which it must restore if
+            it changes it. If it has `state_dict` and `load_state_dict`, checkpoints hold what it has seen.
+        observe_every: updates between two of its calls.
         device: where to train; by default where the model is.
 
     Returns:
         The history.
 
     Raises:
-        ValueError: the checkpoint belongs to a run with other options.
+        ValueError: the checkpoint belongs to a run with other options, or to one that was not observed;
+            observe_every is not positive.
         FloatingPointError: the loss is not finite.
     """
+    if observe_every < 1:
+        raise ValueError(f"observe_every: expected at least 1, found {observe_every}")
     device = torch.device(device) if device is not None else next(model.parameters()).device
     layout = torch.channels_last if options.channels_last else torch.preserve_format
     distributed.with_global_batch_norm(model.to(device=device, memory_format=layout)).train()  # type: ignore[call-overload]
@@ -134,14 +151,17 @@ def fit(
     generator = torch.Generator(device).manual_seed(options.seed)
     losses = torch.zeros(options.steps, dtype=torch.float64, device=device)
     path = Path(checkpoint) if checkpoint is not None else None
-    first, before = _resume(path, model, optimizer, generator, losses, options) if path else (0, 0.0)
+    run = _Run(model, optimizer, generator, losses, options, observe)
+    first, before = run.resume(path) if path else (0, 0.0)
     cast = torch.autocast(device.type, torch.bfloat16) if options.bf16 else nullcontext()
     rows = distributed.own_rows(options.batch_size)
     began, shown = time.perf_counter(), ""
+    if first == 0:
+        run.look(0)
 
     for step in track(range(first, options.steps), what, note=lambda: shown):  # noqa: B023 - the newest text
         for group in optimizer.param_groups:
-            group["lr"] = options.rate(step)
+            group["lr"] = options.rate(step, group["largest_lr"])
         x1, x2 = sample_pairs(options.batch_size, generator)
         x = torch.cat([x1[rows], x2[rows]]).to(memory_format=layout if x1.ndim == 4 else torch.preserve_format)
         with cast:
@@ -154,10 +174,13 @@ def fit(
         losses[step] = value.detach()
         done = step + 1
         save = path is not None and (done % options.checkpoint_every == 0 or done == options.steps)
-        if save or done % options.log_every == 0 or done == options.steps:
+        look = observe is not None and (done % observe_every == 0 or done == options.steps)
+        if save or look or done % options.log_every == 0 or done == options.steps:
             shown = f"loss {_finite(losses[:done], what):.4f}"
+        if look:
+            run.look(done)
         if path and save:
-            _save(path, model, optimizer, generator, losses, options, done, before + time.perf_counter() - began)
+            run.save(path, done, before + time.perf_counter() - began)
 
     model.eval()
     return History(torch.arange(1, options.steps + 1), losses.cpu(), before + time.perf_counter() - began)
@@ -187,10 +210,16 @@ def image_pairs(
     return sample
 
 
-def _optimizer(model: nn.Module, options: Options) -> torch.optim.Optimizer:
-    if options.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), options.lr, weight_decay=options.weight_decay)
-    return torch.optim.SGD(model.parameters(), options.lr, options.momentum, weight_decay=options.weight_decay)
+def _optimizer(model: nn.Module, options: Options) -> torch.optim.Optimizer | Muon:
+    if options.optimizer == "muon":
+        optimizer = Muon(model, options.lr, options.adamw_lr, options.momentum, options.weight_decay)
+    elif options.optimizer == "adam":
+        optimizer = torch.optim.Adam(model.parameters(), options.lr, weight_decay=options.weight_decay)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), options.lr, options.momentum, weight_decay=options.weight_decay)
+    for group in optimizer.param_groups:
+        group["largest_lr"] = group["lr"]
+    return optimizer
 
 
 def _finite(losses: Tensor, what: str) -> float:
@@ -203,54 +232,68 @@ def _finite(losses: Tensor, what: str) -> float:
     return float(losses[-1])
 
 
-def _save(
-    path: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-    losses: Tensor,
-    options: Options,
-    done: int,
-    seconds: float,
-) -> None:
-    if distributed.rank():
-        return
-    state = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "generator": generator.get_state(),
-        "losses": losses,
-        "options": asdict(options),
-        "done": done,
-        "seconds": seconds,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with unfinished.open("wb") as stream:
-        torch.save(state, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    unfinished.replace(path)
+@dataclass(frozen=True)
+class _Run:
+    """What a checkpoint holds, and where it goes back to."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer | Muon
+    generator: torch.Generator
+    losses: Tensor
+    options: Options
+    observe: Observer | None
+
+    @torch.no_grad()
+    def look(self, done: int) -> None:
+        if self.observe is not None:
+            self.observe(done, self.model)
+
+    def save(self, path: Path, done: int, seconds: float) -> None:
+        if distributed.rank():
+            return
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "losses": self.losses,
+            "options": asdict(self.options),
+            "observed": self.observe.state_dict() if isinstance(self.observe, _Remembers) else None,
+            "done": done,
+            "seconds": seconds,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        with unfinished.open("wb") as stream:
+            torch.save(state, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        unfinished.replace(path)
+
+    def resume(self, path: Path) -> tuple[int, float]:
+        if not path.exists():
+            return 0, 0.0
+        state = torch.load(path, map_location=self.losses.device, weights_only=True)
+        options = asdict(self.options)
+        if state["options"] != options:
+            other = [name for name, value in options.items() if state["options"].get(name) != value]
+            raise ValueError(
+                f"{path}: expected a checkpoint of this run, found other {', '.join(other)}; remove it or rename"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+        self.losses.copy_(state["losses"])
+        if isinstance(self.observe, _Remembers):
+            if state["observed"] is None:
+                raise ValueError(f"{path}: expected a checkpoint of an observed run, found none; remove it or rename")
+            self.observe.load_state_dict(state["observed"])
+        return state["done"], state["seconds"]
 
 
-def _resume(
-    path: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-    losses: Tensor,
-    options: Options,
-) -> tuple[int, float]:
-    if not path.exists():
-        return 0, 0.0
-    state = torch.load(path, map_location=losses.device, weights_only=True)
-    if state["options"] != asdict(options):
-        other = [name for name, value in asdict(options).items() if state["options"].get(name) != value]
-        raise ValueError(
-            f"{path}: expected a checkpoint of this run, found other {', '.join(other)}; remove it or rename"
-        )
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    generator.set_state(state["generator"].cpu())
-    losses.copy_(state["losses"])
-    return state["done"], state["seconds"]
+@runtime_checkable
+class _Remembers(Protocol):
+    """An observer whose memory belongs to the run."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...

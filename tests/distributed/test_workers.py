@@ -1,4 +1,4 @@
-"""Witness: one process. Loss, gradient and parameters of two torchrun workers (gloo) must be equal to it to 1e-10."""
+"""Witness: one process. Losses, gradients, parameters, spectra of two torchrun workers (gloo) equal its to 1e-10."""
 
 import os
 import runpy
@@ -13,7 +13,8 @@ from companion.lab import distributed
 
 SCRIPT = Path(__file__).with_name("two_workers.py")
 
-QUANTITIES = ("loss", "gradient", "losses", "parameters")
+QUANTITIES = ("loss", "gradient", "losses", "parameters", "watched")
+LOSSES = ("spectral", "info_nce", "barlow", "barlow, normalized", "barlow, preconditioned", "vicreg", "byol")
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +34,12 @@ def two(tmp_path_factory):
 
 
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
-@pytest.mark.parametrize("loss", ["spectral", "info_nce"])
+@pytest.mark.parametrize("loss", LOSSES)
 def test_two_workers_are_one_process(one, two, loss, model):
     for quantity in QUANTITIES:
         a, b = (results[f"{loss} {model}"][quantity] for results in (one, two))
-        assert torch.allclose(a, b, rtol=0, atol=1e-10), (quantity, (a - b).abs().max())
+        scale = max(1.0, float(a.abs().max()))  # spectra under young batch norms reach millions
+        assert torch.allclose(a, b, rtol=0, atol=1e-10 * scale), (quantity, (a - b).abs().max())
 
 
 def test_control_without_gather_differs(one, two):

@@ -6,24 +6,37 @@ from pathlib import Path
 
 import torch
 
-from companion.lab import distributed
+from companion.lab import byol, distributed
 from companion.lab.encoders import mlp, small_cnn
+from companion.lab.steps import Watch, preconditioned
 from companion.lab.train import Options, fit
-from companion.theory.losses import info_nce, spectral_contrastive
+from companion.theory.losses import barlow_twins, info_nce, spectral_contrastive, vicreg
 
+barlow = partial(barlow_twins, lam=0.3, sum_over_workers=distributed.sum_over_workers)
 LOSSES = {
     "spectral": partial(spectral_contrastive, mu=2.0, sum_over_workers=distributed.sum_over_workers),
+    "barlow": barlow,
+    "barlow, normalized": partial(barlow, normalize=True),
+    "barlow, preconditioned": preconditioned(barlow, 0.1),
+    "vicreg": partial(vicreg, sum_over_workers=distributed.sum_over_workers),
+    "byol": byol.objective,
     "info_nce": partial(info_nce, temperature=0.5, gather=distributed.gather),
     "local": partial(info_nce, temperature=0.5),  # control: forgets the other worker's negatives
 }
 
 
-def models():
+def models(loss):
     """A perceptron without and a convolutional network with batch norm, in float64."""
-    return {
-        "mlp": mlp((64, 10, 6), generator=torch.Generator().manual_seed(0)).double(),
-        "cnn": small_cnn(1, 12, 4, size=8, width=4, hidden=(8,), generator=torch.Generator().manual_seed(0)).double(),
+    encoders = {
+        "mlp": mlp((64, 10, 6), generator=torch.Generator().manual_seed(0)),
+        "cnn": small_cnn(1, 12, 4, size=8, width=4, hidden=(8,), generator=torch.Generator().manual_seed(0)),
     }
+    if loss == "byol":
+        encoders = {
+            name: byol.Byol(encoder, k, 5, 0.9, generator=torch.Generator().manual_seed(1))
+            for (name, encoder), k in zip(encoders.items(), (6, 4), strict=True)
+        }
+    return {name: model.double() for name, model in encoders.items()}
 
 
 def pairs(n, generator):
@@ -39,22 +52,25 @@ def first_gradient(model, loss):
     value = loss(*model(x).chunk(2))
     value.backward()
     distributed.average_gradients(model)
-    return value.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])
+    return value.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
 def run(folder):
     """Everything that must not depend on the number of workers."""
     found = {}
     for loss_name, loss in LOSSES.items():
-        for name in models():
-            value, gradient = first_gradient(models()[name], loss)
-            model = models()[name]
+        for name in ("mlp", "cnn"):
+            value, gradient = first_gradient(models(loss_name)[name], loss)
+            model = models(loss_name)[name]
+            watch = Watch(*pairs(9, torch.Generator().manual_seed(2)), layers=("embedding",))
             options = Options(steps=6, batch_size=8, lr=0.02, log_every=2, checkpoint_every=4)
-            history = fit(model, pairs, loss, options, checkpoint=Path(folder) / f"{loss_name}-{name}.pt")
+            path = Path(folder) / f"{loss_name}-{name}.pt"
+            history = fit(model, pairs, loss, options, checkpoint=path, observe=watch, observe_every=2)
             found[f"{loss_name} {name}"] = {
                 "loss": value,
                 "gradient": gradient,
                 "losses": history.losses,
+                "watched": torch.cat([watch.correlation, watch.covariance]),
                 "parameters": torch.cat([p.detach().double().flatten() for p in model.state_dict().values()]),
             }
     return found

@@ -31,6 +31,18 @@ def test_small_cnn_parameters():
     assert parameters(encoder.projector) == 128 * 128 + 2 * 128 + 128 * 64 + 2 * 64
 
 
+def test_small_cnn_with_a_linear_head():
+    encoder = small_cnn(k=6, size=8, hidden=None, generator=generator())
+    assert isinstance(encoder.projector, nn.Linear)
+    assert parameters(encoder.projector) == 128 * 6 + 6
+    x = torch.rand(4, 1, 8, 8, generator=generator())
+    W, b = encoder.projector.parameters()
+    assert torch.allclose(encoder(x), encoder.features(x) @ W.T + b, atol=1e-6)
+    usual = small_cnn(k=6, size=8, generator=generator())  # the same backbone: it is drawn first
+    for a, b in zip(encoder.backbone.parameters(), usual.backbone.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_projector_ends_in_batch_norm_without_relu():
     head = projector((5, 7, 3))
     assert [type(layer) for layer in head] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear, nn.BatchNorm1d]
