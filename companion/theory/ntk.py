@@ -1,0 +1,355 @@
+r"""The empirical neural tangent kernel of a finite network: one quantity, computed in three ways.
+
+The kernel of `thm-kernel-flow` may be any; that of a wide network is its neural tangent kernel,
+
+$$\Theta(x,x') = \frac1k\sum_{o=1}^k\bigl\langle\nabla_\theta f_o(x),\nabla_\theta f_o(x')\bigr\rangle ,$$
+
+averaged over the $k$ outputs. The full kernel has a $k\times k$ block for each pair of points; in the limit of infinite
+width it is $\Theta(x,x')\,I_k$, so that the average loses nothing.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jacrev, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+Method = Literal["jacobian", "dense", "blocks"]
+
+
+def empirical(
+    model: nn.Module,
+    x: Float[Tensor, "N ..."],
+    method: Method = "jacobian",
+    *,
+    outputs: Sequence[int] | None = None,
+    chunk: int = 32,
+    held: int = 2**27,
+) -> Float[Tensor, "N N"]:
+    r"""Return the kernel matrix $\Theta(x_i,x_j)$ of a network at its present weights.
+
+    The three methods agree to rounding; they differ in what they ask and cost. With $P$ parameters:
+
+    * "jacobian", for any network: all $NkP$ derivatives at once, in memory.
+    * "dense", for networks whose trainable parameters all belong to linear layers, each used once, on one vector
+      a point: the derivatives of a layer with input $a$ and output $p$ are outer products, whose inner products are
+
+      $$\Theta(x,x') = \frac1k\sum_{o,\,\text{layers}}\bigl(a^\top a' + 1_{\text{bias}}\bigr)\,
+      \bigl(\nabla_pf_o\bigr)^\top\bigl(\nabla_{p}f_o\bigr)' ,$$
+
+      so that no derivative by a weight is formed: $k$ backward passes, and Gram matrices of activations.
+    * "blocks", for what is too large for "jacobian": $\Theta = \frac1k\sum_o\sum_b J_{o,b}J_{o,b}^\top$ over blocks $b$
+      of parameters, one $J_{o,b}$ at a time. In memory are at most `held` derivatives (one parameter's for all
+      points if that is more; a tensor is split where it must be), for `chunk` points the gradients of the whole
+      tensors that a block touches and their activations, and 256 MiB. Each block takes $k$ backward passes of its
+      own: the larger `held`, the faster.
+
+    Args:
+        model: network from (n, ...) to (n, k) that treats each point by itself. Parameters without ``requires_grad``
+            are constants of it.
+        x: points, shape (N, ...), in the parameters' dtype, in which derivatives are taken.
+        method: "jacobian", "dense" or "blocks".
+        outputs: coordinates to average over, instead of all.
+        chunk: points that "jacobian" and "blocks" pass at once; changes memory and time only.
+        held: derivatives that "blocks" may hold at once, $2^{27}$ are half a gigabyte in float32.
+
+    Returns:
+        $\Theta$, shape (N, N), symmetric, positive semidefinite, float64: sums are taken in float64.
+
+    Raises:
+        ValueError: if a point's output depends on the other points or on chance (batch norm or dropout in training
+            mode), no parameter requires a gradient, the model is none for "dense", an argument is out of its range,
+            or points or kernel are not finite.
+
+    References:
+        Jacot et al. (2018) for the kernel; the mean over outputs and the three ways are the companion's own choice.
+
+    Examples:
+        >>> x = torch.tensor([[1.0, 0.0], [1.0, 2.0]])
+        >>> empirical(nn.Linear(2, 3), x).tolist()  # x x^T, and one for the bias
+        [[2.0, 2.0], [2.0, 6.0]]
+    """
+    K = _kernel(model, x, None, method, outputs, chunk, held)
+    return (K + K.T) / 2
+
+
+def empirical_at(
+    model: nn.Module,
+    x: Float[Tensor, "N ..."],
+    x_new: Float[Tensor, "q ..."],
+    method: Method = "jacobian",
+    *,
+    outputs: Sequence[int] | None = None,
+    chunk: int = 32,
+    held: int = 2**27,
+) -> Float[Tensor, "N q"]:
+    r"""Return the kernel $\Theta(x_i,x^{\text{new}}_j)$ between points and new points.
+
+    Args:
+        model: as for `empirical`.
+        x: points, shape (N, ...).
+        x_new: new points, shape (q, ...).
+        method: as for `empirical`.
+        outputs: as for `empirical`.
+        chunk: as for `empirical`.
+        held: as for `empirical`.
+
+    Returns:
+        The kernel, shape (N, q), float64.
+
+    Raises:
+        ValueError: as `empirical`, or if points and new points differ in shape.
+
+    References:
+        As `empirical`.
+
+    Examples:
+        >>> x = torch.tensor([[1.0, 0.0], [1.0, 2.0]])
+        >>> empirical_at(nn.Linear(2, 3, bias=False), x, torch.tensor([[0.0, 1.0]])).tolist()
+        [[0.0], [2.0]]
+    """
+    return _kernel(model, x, x_new, method, outputs, chunk, held)
+
+
+def _kernel(
+    model: nn.Module,
+    x: Tensor,
+    x_new: Tensor | None,
+    method: str,
+    outputs: Sequence[int] | None,
+    chunk: int,
+    held: int,
+) -> Tensor:
+    """Check, compute and check; without new points the kernel of `x` with itself."""
+    if method not in ("jacobian", "dense", "blocks"):
+        raise ValueError(f'ntk: method "{method}" is none of "jacobian", "dense", "blocks"')
+    if chunk < 1 or held < 1:
+        raise ValueError(f"ntk: chunk and held must be at least 1, got {chunk} and {held}")
+    x = x.detach()
+    if x_new is not None:
+        x_new = x_new.detach()
+        if x.shape[1:] != x_new.shape[1:]:
+            raise ValueError(f"ntk: x has points of shape {tuple(x.shape[1:])}, x_new of {tuple(x_new.shape[1:])}")
+    for points in (x, x_new):
+        if points is not None and not (len(points) and points.isfinite().all()):
+            raise ValueError("ntk: there must be points, and all of them finite")
+    k = _count_outputs(model, x)
+    chosen = list(range(k)) if outputs is None else list(outputs)
+    if not chosen or not all(0 <= o < k for o in chosen):
+        raise ValueError(f"ntk: outputs must be some of 0 to {k - 1}, got {chosen}")
+    parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    if not parameters:
+        raise ValueError("ntk: no parameter of the model requires a gradient; its tangent kernel is zero")
+    if method == "jacobian":
+        K = _from_jacobian(model, parameters, x, x_new, chosen, chunk)
+    elif method == "dense":
+        K = _from_layers(model, x, x_new, chosen)
+    else:
+        K = _from_blocks(model, parameters, x, x_new, chosen, chunk, held)
+    if not K.isfinite().all():
+        raise ValueError("ntk: the kernel is not finite; a derivative overflows or does not exist")
+    return K / len(chosen)
+
+
+def _count_outputs(model: nn.Module, x: Tensor) -> int:
+    """Return k; complain where the kernel of a single point would not be a function of that point."""
+    for name, module in model.named_modules():
+        what = f'ntk: "{name}" ({type(module).__name__})'
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+            raise ValueError(f"{what} normalises by its batch; call model.eval(), with running statistics")
+        if isinstance(module, _DropoutNd) and module.training and module.p > 0:
+            raise ValueError(f"{what} is in training mode; call model.eval() first")
+    with torch.no_grad():
+        alone, beside = model(x[:1]), model(x[:2])
+    if alone.ndim != 2:
+        raise ValueError(f"ntk: a batch must give outputs of shape (n, k), one point gave {tuple(alone.shape)}")
+    if not alone.isfinite().all():
+        raise ValueError("ntk: the model's outputs are not finite; are all weights?")
+    if (beside[:1] - alone).abs().max() > _tolerance(alone):
+        raise ValueError("ntk: the output of a point depends on the other points of its batch, or on chance")
+    return alone.shape[1]
+
+
+def _tolerance(values: Tensor) -> float:
+    """What rounding may do to values of this size; far less than a wrong formula does."""
+    return float(values.abs().max()) * torch.finfo(values.dtype).eps ** 0.5
+
+
+def _from_jacobian(
+    model: nn.Module, parameters: dict[str, Tensor], x: Tensor, x_new: Tensor | None, outputs: list[int], chunk: int
+) -> Tensor:
+    """Sum over outputs and parameters of products of derivatives, all of them stored."""
+
+    def f(weights: dict[str, Tensor], point: Tensor) -> Tensor:
+        return functional_call(model, weights, (point[None],))[0, outputs]
+
+    def rows(points: Tensor) -> Iterator[Tensor]:
+        for part in points.split(chunk):
+            J = vmap(jacrev(f), (None, 0))(parameters, part)
+            yield torch.cat([block.flatten(2) for block in J.values()], dim=2).flatten(1)  # (chunk, k P)
+
+    left = list(rows(x))
+    return _gram(left, left if x_new is None else list(rows(x_new)))
+
+
+def _from_blocks(
+    model: nn.Module,
+    parameters: dict[str, Tensor],
+    x: Tensor,
+    x_new: Tensor | None,
+    outputs: list[int],
+    chunk: int,
+    held: int,
+) -> Tensor:
+    """Sum over outputs and blocks of parameters, with one block's derivatives of one output at a time."""
+    points = x if x_new is None else torch.cat([x, x_new])
+    K = torch.zeros(len(x), len(points) - (0 if x_new is None else len(x)), dtype=torch.float64, device=x.device)
+    for block in _blocks({name: p.numel() for name, p in parameters.items()}, max(1, held // len(points))):
+        for output in outputs:
+            J = _block_jacobian(model, parameters, block, points, output, chunk)
+            left = [J[: len(x)]]
+            K += _gram(left, left if x_new is None else [J[len(x) :]])
+            del J, left  # before the next block is made
+    return K
+
+
+def _blocks(sizes: dict[str, int], most: int) -> Iterator[dict[str, slice]]:
+    """Cut the flat vector of all parameters into pieces of at most `most`; each says what it has of which tensor."""
+    total = sum(sizes.values())
+    for low in range(0, total, most):
+        block, start = {}, 0
+        for name, size in sizes.items():
+            begin, end = max(low - start, 0), min(low + most - start, size)
+            if begin < end:
+                block[name] = slice(begin, end)
+            start += size
+        yield block
+
+
+def _block_jacobian(
+    model: nn.Module,
+    parameters: dict[str, Tensor],
+    block: dict[str, slice],
+    points: Tensor,
+    output: int,
+    chunk: int,
+) -> Float[Tensor, "n p"]:
+    """Return the derivatives of one output at each point by the parameters of a block."""
+
+    def f(weights: dict[str, Tensor], point: Tensor) -> Tensor:
+        return functional_call(model, {**parameters, **weights}, (point[None],))[0, output]
+
+    weights = {name: parameters[name] for name in block}
+    edges = [0]
+    for piece in block.values():
+        edges.append(edges[-1] + piece.stop - piece.start)
+    J = next(iter(weights.values())).new_empty(len(points), edges[-1])
+    for low in range(0, len(points), chunk):
+        gradients = vmap(grad(f), (None, 0))(weights, points[low : low + chunk])
+        for (name, piece), (start, end) in zip(block.items(), pairwise(edges), strict=True):
+            J[low : low + chunk, start:end] = gradients[name].flatten(1)[:, piece]
+    return J
+
+
+def _gram(left: list[Tensor], right: list[Tensor]) -> Float[Tensor, "N q"]:
+    """Inner products of the rows of two matrices cut into row blocks, in float64, a slice of columns at a time."""
+    n = sum(len(rows) for rows in left)
+    step = max(1, 2**24 // max(n, sum(len(rows) for rows in right)))  # 128 MiB
+    K = 0.0
+    for low in range(0, left[0].shape[1], step):
+        A = torch.cat([rows[:, low : low + step] for rows in left]).double()
+        B = A if right is left else torch.cat([rows[:, low : low + step] for rows in right]).double()
+        K = K + A @ B.T
+    return torch.as_tensor(K)
+
+
+@torch.enable_grad()
+def _from_layers(model: nn.Module, x: Tensor, x_new: Tensor | None, outputs: list[int]) -> Tensor:
+    """Sum over linear layers of Gram matrices of inputs times Gram matrices of backpropagated outputs."""
+    layers = _linear_layers(model)
+    left = _Passed(model, layers, x, outputs)
+    right = left if x_new is None else _Passed(model, layers, x_new, outputs)
+    backward = [torch.zeros((), dtype=torch.float64, device=x.device)] * len(layers)
+    for output in outputs:
+        g = left.gradients(output)
+        h = g if right is left else right.gradients(output)
+        backward = [B + g_l @ h_l.T for B, g_l, h_l in zip(backward, g, h, strict=True)]
+    K = torch.zeros(len(x), len(x if x_new is None else x_new), dtype=torch.float64, device=x.device)
+    for layer, a, b, B in zip(layers, left.inputs, right.inputs, backward, strict=True):
+        forward = a.double() @ b.double().T if layer.weight.requires_grad else torch.zeros_like(K)
+        K += (forward + (layer.bias is not None and layer.bias.requires_grad)) * B
+    return K
+
+
+def _linear_layers(model: nn.Module) -> list[nn.Linear]:
+    """Return the layers that own the trainable parameters; complain unless they are linear and share none."""
+    layers = [
+        module
+        for module in model.modules()
+        if type(module) is nn.Linear and any(p.requires_grad for p in module.parameters())
+    ]
+    owned = [id(p) for layer in layers for p in (layer.weight, layer.bias) if p is not None]
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter.requires_grad and owned.count(id(parameter)) != 1:
+            why = "is shared by several layers" if id(parameter) in owned else "belongs to no nn.Linear"
+            raise ValueError(f'ntk: "dense" needs linear layers; "{name}" {why}: take "jacobian" or "blocks"')
+    return layers
+
+
+class _Passed:
+    """Points that have passed through a model: what came into its linear layers, and the graph to go back."""
+
+    def __init__(self, model: nn.Module, layers: list[nn.Linear], x: Tensor, outputs: list[int]) -> None:
+        seen: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
+
+        def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            seen[layer].append((inputs[0].detach(), output))
+            return output.clone()  # an in-place activation must not overwrite what was kept
+
+        hooks = [layer.register_forward_hook(keep) for layer in layers]
+        try:
+            self.f = model(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for layer, calls in seen.items():
+            shapes = [tuple(a.shape) for a, _ in calls]
+            if len(calls) != 1 or len(shapes[0]) != 2 or shapes[0][0] != len(x):
+                raise ValueError(
+                    f'ntk: "dense" needs each linear layer once, on an input ({len(x)}, width); {layer} '
+                    f'had inputs {shapes}: take "jacobian" or "blocks"'
+                )
+        self.inputs = [seen[layer][0][0] for layer in layers]
+        self.sums = [seen[layer][0][1] for layer in layers]
+        self._check_weights(layers, outputs)
+
+    def gradients(self, output: int) -> list[Tensor]:
+        """Return the derivatives of one output by the outputs of each layer, (n, width), float64."""
+        g = torch.autograd.grad(
+            self.f[:, output].sum(), self.sums, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return [g_l.double() for g_l in g]
+
+    def _check_weights(self, layers: list[nn.Linear], outputs: list[int]) -> None:
+        """Compare one gradient by weights with autograd's: a weight may also be used outside its layer."""
+        owned = [(i, p) for i, layer in enumerate(layers) for p in layer.parameters() if p.requires_grad]
+        found = torch.autograd.grad(
+            self.f[:, outputs].sum(),
+            [*self.sums, *(p for _, p in owned)],
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        for (i, p), gradient in zip(owned, found[len(layers) :], strict=True):
+            a, g = self.inputs[i], found[i]
+            expected, size = (g.T @ a, g.abs().T @ a.abs()) if p.ndim == 2 else (g.sum(0), g.abs().sum(0))
+            if (gradient - expected).abs().max() > _tolerance(size):
+                raise ValueError(
+                    f'ntk: "dense" needs each weight in its layer only; one of {layers[i]} also acts elsewhere: '
+                    'take "jacobian" or "blocks"'
+                )
