@@ -90,12 +90,24 @@ def engine(
     return code, started.exists()
 
 
-def forget_edited_results(profile: str, names: Sequence[str]) -> None:
-    """Drop published results that are not what the chapter left (git checkout, an editor): they are published again."""
+def publish(profile: str, names: Sequence[str], *, finished: bool) -> None:
+    """Put what the chapters' runs left into results/, each file as a whole; one whose run did not finish stays.
+
+    The engine does not do it, since it deletes a file before the job that writes it. When it could not bring all up to
+    date (`finished` false), a run older than the published file is left alone: it may be a run of other sources.
+    """
     for name in names:
         ours, published = executed(profile, name, "json"), paths.results_file(profile, name)
-        if ours.is_file() and published.is_file() and ours.read_bytes() != published.read_bytes():
-            published.unlink()
+        if not (ours.is_file() and executed(profile, name, "ipynb").is_file()):
+            continue
+        if published.is_file():
+            older = ours.stat().st_mtime_ns < published.stat().st_mtime_ns
+            if (older and not finished) or ours.read_bytes() == published.read_bytes():
+                continue
+        published.parent.mkdir(parents=True, exist_ok=True)
+        partial = published.with_name(f".{published.name}.part")
+        shutil.copyfile(ours, partial)
+        partial.replace(published)
 
 
 def executed(profile: str, name: str, suffix: str) -> Path:
@@ -111,7 +123,7 @@ def verdicts(profile: str, names: Sequence[str], *, everything: bool, finished: 
         if not executed(profile, name, "json").is_file()
         and (not finished or executed(profile, name, "failed.ipynb").is_file())
     ]
-    found, problems = verdict_table.collect(profile, [name for name in names if name not in broken])
+    found, problems = verdict_table.collect(paths.results_file(profile, name) for name in names if name not in broken)
     table = verdict_table.rows(profile, found)
     if found:
         verdict_table.show(profile, found, table, everything=everything)
@@ -152,11 +164,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     held = lock(f"make {options.command}")
     if held is None:
         return 1
-    forget_edited_results(profile, names)
     if options.command == "book":
         return build_book(profile, names, options.executor, held)
-    targets = ["all"] if options.command == "reproduce" else [f"results/{profile}/{name}.json" for name in names]
+    targets = ["all"] if options.command == "reproduce" else [f"_build/{profile}/chapters/{n}.json" for n in names]
     code, busy = engine(profile, options.executor, targets, held)
+    publish(profile, names, finished=code == 0)
     if code == 130:
         say("stopped; the next call continues")
         return 130
@@ -183,7 +195,7 @@ def build_book(profile: str, names: Sequence[str], executor: str, held: IO[str])
         say(f"error: not executed: {', '.join(missing)}; call make reproduce PROFILE={profile}")
         return 1
     page = ROOT / "_build" / profile / "html" / "index.html"
-    code, busy = engine(profile, executor, [str(page.relative_to(ROOT))], held, rules=["publish", "book"])
+    code, busy = engine(profile, executor, [str(page.relative_to(ROOT))], held, rules=["book"])
     if code == 0:
         say(f"{'front page' if busy else 'nothing to do; front page'}: {page}")
     return 1 if code else 0

@@ -1,6 +1,7 @@
 """Collect what the chapters recorded, decide, print one table. Runs nothing.
 
-``python workflow/verdict_table.py PROFILE OUT.json`` writes the collected ledger; the driver uses the functions.
+``python workflow/verdict_table.py PROFILE OUT.json RECORDS.json...`` writes the collected ledger; the driver uses the
+functions.
 """
 
 import json
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
@@ -31,20 +33,20 @@ def chapters() -> list[str]:
     return sorted(path.stem for path in (paths.ROOT / "notebooks").glob("[0-9][0-9]_*.py"))
 
 
-def collect(profile: str, names: list[str]) -> tuple[dict[str, Results], list[str]]:
-    """Results of the named chapters, and one sentence for each that has none."""
+def collect(files: Iterable[Path]) -> tuple[dict[str, Results], list[str]]:
+    """Results by chapter, each read from its file, and one sentence for each file that holds none."""
     found, problems = {}, []
-    for name in names:
+    for file in files:
         try:
-            found[name] = Results.read(paths.results_file(profile, name))
+            found[file.stem] = Results.read(file)
         except RecordError as error:
-            problems.append(f"{name}: {error}")
+            problems.append(f"{file.stem}: {error}")
     return found, problems
 
 
-def write(profile: str, file: Path) -> None:
+def write(profile: str, file: Path, records: Iterable[Path]) -> None:
     """Write the ledger of a profile, verdicts included, as a whole or not at all."""
-    found, problems = collect(profile, chapters())
+    found, problems = collect(records)
     if problems:
         raise RecordError("; ".join(problems))
     table = rows(profile, found)
@@ -139,4 +141,4 @@ def _git(*arguments: str) -> str | None:
 
 
 if __name__ == "__main__":
-    write(sys.argv[1], Path(sys.argv[2]))
+    write(sys.argv[1], Path(sys.argv[2]), [Path(name) for name in sys.argv[3:]])

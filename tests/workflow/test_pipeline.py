@@ -25,6 +25,15 @@ def wait_for(condition, seconds=60.0):
         time.sleep(0.05)
 
 
+def pull(project, chapter):
+    """A reference run from elsewhere, as a pull brings it: the build folder holds another one. The file, its bytes."""
+    file = project.root / "results/smoke" / f"{chapter}.json"
+    text = file.read_text()
+    assert '"seconds": ' in text
+    file.write_text(text.replace('"seconds": ', '"seconds": 1'))
+    return file, file.read_bytes()
+
+
 def test_first_run_prints_the_verdicts_and_the_front_page(finished):
     project, first = finished
     assert first.returncode == 0, first.stdout
@@ -118,6 +127,7 @@ def test_a_changed_file_is_really_run_again_and_moves_against_the_reference(copy
 
 
 def test_killed_in_mid_chapter_the_next_call_finishes_with_the_same_records(copy, finished, tmp_path):
+    published, before = pull(copy, "02_two")
     copy.edit("notebooks/02_two.py", "# # Chapter 2", "# # Chapter Two")
     hold = tmp_path / "kernel"
     first = subprocess.Popen(
@@ -130,6 +140,7 @@ def test_killed_in_mid_chapter_the_next_call_finishes_with_the_same_records(copy
     )
     wait_for(lambda: hold.is_file() and hold.read_text() != "")
     kernel = int(hold.read_text())
+    assert published.read_bytes() == before
 
     second = copy.call("reproduce")
     assert second.returncode == 1
@@ -139,6 +150,7 @@ def test_killed_in_mid_chapter_the_next_call_finishes_with_the_same_records(copy
     first.wait()
     wait_for(lambda: not alive(kernel), 20)
     assert not (copy.root / "_build/smoke/chapters/02_two.json").exists()
+    assert published.read_bytes() == before
 
     third = copy.call("reproduce")
     assert third.returncode == 0, third.stdout
@@ -153,6 +165,7 @@ def test_killed_in_mid_chapter_the_next_call_finishes_with_the_same_records(copy
 
 
 def test_told_to_stop_it_stops_at_once(copy, tmp_path):
+    published, before = pull(copy, "02_two")
     copy.edit("notebooks/02_two.py", "# # Chapter 2", "# # Chapter Two")
     hold = tmp_path / "kernel"
     call = subprocess.Popen(
@@ -170,9 +183,13 @@ def test_told_to_stop_it_stops_at_once(copy, tmp_path):
     assert "stopped; the next call continues" in said
     wait_for(lambda: not alive(int(hold.read_text())), 20)
     assert not (copy.root / "_build/smoke/chapters/02_two.json").exists()
+    assert published.read_bytes() == before
+    assert sorted(file.name for file in published.parent.iterdir()) == ["01_one.json", "02_two.json"]
 
 
 def test_a_failing_cell_fails_the_run_and_leaves_the_others_alone(copy):
+    published, before = pull(copy, "01_one")
+    copy.edit("companion/theory/two.py", "2.0 *", "2.5 *")
     copy.edit("notebooks/01_one.py", 'ledger.record("one.broken", 100.0)', "1 / 0")
     done = copy.call("reproduce")
     assert done.returncode == 1
@@ -184,6 +201,8 @@ def test_a_failing_cell_fails_the_run_and_leaves_the_others_alone(copy):
     kept = copy.root / "_build/smoke/chapters/01_one.failed.ipynb"
     assert "ZeroDivisionError" in kept.read_text()
     assert not kept.with_name("01_one.ipynb").exists()
+    assert published.read_bytes() == before
+    assert copy.results("02_two")["records"][0]["value"] == 2.5
     verified = copy.call("verify")
     assert verified.returncode == 1
     assert "failed chapter: 01_one" in verified.stdout
@@ -222,6 +241,24 @@ def test_a_missing_results_file_fails_verify_and_is_published_again(copy):
     assert "cells" not in done.stdout  # no chapter ran
     assert copy.results("02_two")["records"][0]["value"] == 2.0
     assert copy.results("01_one")["records"][0]["value"] == 1.0
+
+
+def test_a_pulled_reference_gives_way_to_a_finished_run_only(copy):
+    published, before = pull(copy, "02_two")
+    copy.edit("notebooks/02_two.py", "import os\n", "import os(\n")  # nothing can run, the build folder's run is stale
+    assert copy.call("reproduce").returncode == 1
+    assert published.read_bytes() == before
+    copy.edit("notebooks/02_two.py", "import os(\n", "import os\n")
+    assert copy.call("reproduce").returncode == 0
+    assert published.read_bytes() == (copy.root / "_build/smoke/chapters/02_two.json").read_bytes() != before
+
+
+def test_building_the_book_touches_no_results(copy):
+    published, before = pull(copy, "02_two")
+    copy.edit("book/index.md", "A book.", "A better book.")
+    done = copy.call("book")
+    assert done.returncode == 0, done.stdout
+    assert published.read_bytes() == before
 
 
 def test_the_book_is_built_strictly_and_never_from_a_failed_build(copy):
