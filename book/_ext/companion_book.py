@@ -1,7 +1,7 @@
 """The book's own Sphinx extension: the ledger in the pages, mathematics without a network, downloads.
 
 ``companion_ledger``, ``companion_directives`` and ``companion_runs`` hold the roles and directives that print
-numbers of the run. This file wires them up and looks
+numbers of the run, ``companion_explorables`` the figures that a reader moves. This file wires them up and looks
 after what the finished site has to have: one local MathJax file, the TeX macros, each chapter's ``.py`` beside its
 ``.ipynb``, and no script that could fail without a network.
 """
@@ -19,10 +19,12 @@ from typing import Any
 
 import companion_ledger
 from companion_directives import ClaimsTable, LedgerPage
+from companion_explorables import Explorable
 from companion_runs import CostCard, CostTable, Stamp
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
+from sphinx.environment import BuildEnvironment
 from sphinx.errors import ExtensionError
 
 from companion.ledger import paths
@@ -110,6 +112,19 @@ def copy_mathjax(app: Sphinx) -> None:
         shutil.copyfile(mathjax_source(), target)
 
 
+def static_files(app: Sphinx) -> list[Path]:
+    """The book's own static files: style sheet, scripts, explorables."""
+    folders = [Path(app.confdir, name) for name in app.config.html_static_path]
+    return sorted(file for folder in folders for file in folder.rglob("*") if file.is_file())
+
+
+def stale_pages(app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]) -> set[str]:
+    """All pages, when a static file has changed: Sphinx copies none while every page is up to date."""
+    digest = zlib.crc32(b"".join(file.name.encode() + file.read_bytes() for file in static_files(app)))
+    known, env.companion_static = getattr(env, "companion_static", None), digest  # pyright: ignore
+    return set() if known == digest else set(env.found_docs)
+
+
 def copy_notebook_sources(app: Sphinx, error: Exception | None) -> None:
     """Put each chapter's percent notebook beside its executed one, under ``_sources``."""
     if error is not None or app.builder.format != "html":
@@ -181,6 +196,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("cost-card", CostCard)
     app.add_directive("cost-table", CostTable)
     app.add_directive("stamp", Stamp)
+    app.add_directive("explorable", Explorable)
     app.add_role("measured", companion_ledger.MeasuredRole())
     app.add_role("published", companion_ledger.PublishedRole())
     app.add_role("verdict", companion_ledger.VerdictRole())
@@ -188,6 +204,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("missing-reference", companion_ledger.resolve_link)
     app.connect("config-inited", configure, priority=900)
     app.connect("builder-inited", copy_mathjax)
+    app.connect("env-get-outdated", stale_pages)
     app.connect("doctree-read", tidy_doctree)
     app.connect("doctree-resolved", drop_thebe_config, priority=900)
     app.connect("html-page-context", tidy_page, priority=900)

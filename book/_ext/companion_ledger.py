@@ -1,12 +1,13 @@
 """The ledger as the pages read it, and the roles that print it: numbers and verdicts come from the run, never typed.
 
-Every page that uses one depends on the claims files and on ``results/<profile>/*.json``, so it is built again when one
-of them changes. A missing file or an id that no claims file knows stops the build.
+Every page that uses one depends on the claims files and on the records that lie beside the executed notebooks, so it is
+built again when one of them changes. A missing file or an id that no claims file knows stops the build.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from companion_numbers import measured, number_nodes
@@ -81,6 +82,11 @@ def chapters(env: BuildEnvironment) -> list[str]:
     return sorted(name.rpartition("/")[2] for name in env.found_docs if name.startswith(f"{CHAPTERS}/"))
 
 
+def records_file(profile: str, chapter: str) -> Path:
+    """Path of the records that the run of a chapter left together with the executed notebook, the page."""
+    return paths.ROOT / "_build" / profile / "chapters" / f"{chapter}.json"
+
+
 def open_ledger(env: BuildEnvironment) -> Ledger:
     """Read claims and results, and note that the page being read depends on them.
 
@@ -93,7 +99,7 @@ def open_ledger(env: BuildEnvironment) -> Ledger:
     try:
         results = {}
         for chapter in chapters(env):
-            file = paths.results_file(profile, chapter)
+            file = records_file(profile, chapter)
             env.note_dependency(str(file))
             results[chapter] = Results.read(file)
         return Ledger(profile, results, {row.claim.id: row for row in rows(profile, results)})

@@ -37,7 +37,7 @@ FLAGS = (
 )
 CHAPTER = "01_tiny"
 
-sys.path.append(str(ROOT / "book" / "_ext"))
+sys.path += [str(ROOT / "book" / "_ext"), str(Path(__file__).parent)]
 
 
 def pages() -> list[str]:
@@ -121,7 +121,7 @@ class TinyBook:
         }
         head = {"schema": 1, "chapter": CHAPTER, "topic": "tiny", "profile": profile}
         document = {**head, "records": [{**entry, "note": None} for entry in records], "stamp": stamp}
-        self.write(f"results/{profile}/{CHAPTER}.json", json.dumps(document))
+        self.write(f"_build/{profile}/chapters/{CHAPTER}.json", json.dumps(document))
 
     def build(self) -> list[str]:
         """Build it as HTML; the pages that were read anew."""

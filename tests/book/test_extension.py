@@ -28,7 +28,15 @@ def change(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["companion_book", "companion_ledger", "companion_directives", "companion_runs", "companion_numbers"]
+    "name",
+    [
+        "companion_book",
+        "companion_ledger",
+        "companion_directives",
+        "companion_explorables",
+        "companion_runs",
+        "companion_numbers",
+    ],
 )
 def test_doctests_of_the_extension_hold(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0
@@ -158,16 +166,54 @@ def test_an_unknown_name_stops_the_build_and_is_named(tiny, chapter, message):
         tiny(chapter).build()
 
 
+@pytest.mark.parametrize(
+    ("chapter", "message"),
+    [
+        ("```{explorable} stairs\n\nMove it.\n```", r"01_tiny, line \d+.*no explorable 'stairs'; there are staircase"),
+        ("```{explorable} staircase\n```", r"01_tiny, line \d+.*staircase has no caption"),
+    ],
+)
+def test_an_explorable_has_a_known_name_and_a_caption(tiny, chapter, message):
+    book = tiny(chapter)
+    book.write("source/book/_static/explorables/staircase.html", "<p>It moves.</p>")
+    book.write("source/conf.py", 'master_doc = "index"\nhtml_static_path = ["book/_static"]\n')
+    with pytest.raises(ExtensionError, match=message):
+        book.build()
+
+
+def test_an_explorable_is_a_figure_that_finds_its_scripts(tiny):
+    book = tiny("```{explorable} staircase\n:name: fig-stairs\n\nMove *it*.\n```")
+    book.write("source/book/_static/explorables/staircase.html", '<script src="staircase.js" defer></script>')
+    book.write("source/book/_static/explorables/staircase.js", "1")
+    book.write("source/conf.py", 'master_doc = "index"\nhtml_static_path = ["book/_static"]\n')
+    book.build()
+    assert '<script src="../../_static/explorables/staircase.js" defer>' in book.page(CHAPTER)
+    assert (book.root / "html/_static/explorables/staircase.js").is_file()
+    assert re.search(r'<figure [^>]*id="fig-stairs".*<em>it</em>.*</figure>', book.page(CHAPTER), re.DOTALL)
+
+
+def test_a_changed_static_file_reaches_the_site(tiny):
+    book = tiny("Text.")
+    book.write("source/conf.py", 'master_doc = "index"\nhtml_static_path = ["book/_static"]\n')
+    book.write("source/book/_static/house.css", "p { margin: 1px }")
+    book.build()
+    assert book.build() == []
+    book.write("source/book/_static/house.css", "p { margin: 2px }")
+    assert CHAPTER in book.build()
+    assert "2px" in (book.root / "html/_static/house.css").read_text()
+    assert book.build() == []
+
+
 def test_missing_results_stop_the_build_and_are_named(tiny):
     book = tiny("{measured}`tiny.mean`")
-    (book.root / "results/cpu/01_tiny.json").unlink()
+    (book.root / "_build/cpu/chapters/01_tiny.json").unlink()
     with pytest.raises(ExtensionError, match=r"01_tiny\.json"):
         book.build()
 
 
 def test_half_written_results_stop_the_build(tiny):
     book = tiny("{measured}`tiny.mean`")
-    file = book.root / "results/cpu/01_tiny.json"
+    file = book.root / "_build/cpu/chapters/01_tiny.json"
     file.write_text(file.read_text()[:200])
     with pytest.raises(ExtensionError, match=r"01_tiny\.json is not a whole results file"):
         book.build()
@@ -192,7 +238,7 @@ def test_a_changed_result_rebuilds_the_pages_that_use_it_and_no_other(tiny):
     book.build()
     assert book.build() == []
     book.record(identity=1.5e-12, identity__broken=0.3, mean=0.7, curve=[0.25, 0.5])
-    change(book.root / "results/cpu/01_tiny.json")
+    change(book.root / "_build/cpu/chapters/01_tiny.json")
     assert book.build() == [CHAPTER, "book/ledger"]
     assert "0.7 [0.5, 0.75]" in text_of(book.page(CHAPTER))
 

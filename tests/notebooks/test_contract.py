@@ -166,6 +166,7 @@ class TestCells:
                 assert shown["figure"]["caption"].endswith(".")
                 assert len(shown["image"]["alt"]) > 30
                 names.append(shown["figure"]["name"])
+        names += re.findall(r"^`+\{explorable\}[^\n]*\n:name: (fig-[a-z0-9-]+)\n\n\S", text(path), re.MULTILINE)
         assert sorted(names) == sorted(label for role, label in labels(path) if role == "numref")
 
     def test_directives_name_this_chapter_and_its_topic(self, path):
