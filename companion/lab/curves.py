@@ -54,7 +54,7 @@ def separation(curves: Float[Tensor, "T k"], final: Float[Tensor, " k"] | None =
         learned: smallest share of the largest final value that makes a mode a learned one.
 
     Returns:
-        The mean, up to 2; nan with fewer than two learned modes.
+        The mean, up to 2 where no curve exceeds its final value; nan with fewer than two learned modes.
 
     >>> curves = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
     >>> separation(curves), separation(curves[:, [1, 1]])

@@ -6,6 +6,7 @@ views first. Spectra are taken in float64.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -97,6 +98,7 @@ class Watch:
 
     Attributes:
         steps: (T,) int64, updates done.
+        seconds: (T,) float64, wall time between its calls so far: training without looking; resumed, of all parts.
         losses: (T,), nan without a loss.
         correlation: (T, k), eigenvalues of C.
         covariance: (T, k), eigenvalues of the covariance of the embeddings of all views.
@@ -128,10 +130,13 @@ class Watch:
         self.encoder, self.keep, self.chunk = encoder, keep, chunk
         self.rows: list[dict[str, Tensor]] = []
         self.embeddings: dict[int, Tensor] = {}
+        self.spent = 0.0  # seconds between calls
+        self.since: float | None = None  # end of the last call
 
     @torch.no_grad()
     def __call__(self, step: int, model: nn.Module) -> None:
         """Look at the model after `step` updates."""
+        spent = self._spent()
         z, h = self._embed(self.encoder(model))
         if not z.isfinite().all():
             raise FloatingPointError(f"Watch: an embedding after {step} updates is not finite. Try a smaller lr.")
@@ -140,6 +145,7 @@ class Watch:
         seen = "embedding" in self.layers
         row = {
             "steps": torch.tensor(step),
+            "seconds": torch.tensor(spent, dtype=torch.float64),
             "losses": torch.tensor(torch.nan if self.loss is None else float(self.loss(z1, z2)), dtype=torch.float64),
             "correlation": correlation_spectrum(z1, z2) if seen else nothing,
             "covariance": covariance_spectrum(z, self.normalise) if seen else nothing,
@@ -148,6 +154,10 @@ class Watch:
         self.rows.append({name: value.cpu() for name, value in row.items()})
         if step in self.keep:
             self.embeddings[step] = z.cpu()
+        self.spent, self.since = spent, time.perf_counter()
+
+    def _spent(self) -> float:
+        return self.spent if self.since is None else self.spent + time.perf_counter() - self.since
 
     def _embed(self, encoder: Any) -> tuple[Tensor, Tensor | None]:
         hidden = "features" in self.layers
@@ -165,6 +175,7 @@ class Watch:
         return z, torch.cat(h) if hidden else None
 
     steps = property(lambda self: self._curve("steps"))
+    seconds = property(lambda self: self._curve("seconds"))
     losses = property(lambda self: self._curve("losses"))
     correlation = property(lambda self: self._curve("correlation"))
     covariance = property(lambda self: self._curve("covariance"))
@@ -175,12 +186,13 @@ class Watch:
 
     def state_dict(self) -> dict[str, Any]:
         """What was seen so far, for the checkpoints of `fit`."""
-        return {"rows": self.rows, "embeddings": self.embeddings}
+        return {"rows": self.rows, "embeddings": self.embeddings, "seconds": self._spent()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Forget what was seen since the checkpoint and remember what it holds."""
         self.rows = [{name: value.cpu() for name, value in row.items()} for row in state["rows"]]
         self.embeddings = {step: z.cpu() for step, z in state["embeddings"].items()}
+        self.spent, self.since = state["seconds"], time.perf_counter()
 
 
 def scale_weights(model: nn.Module, factor: float, last_only: bool = False) -> nn.Module:

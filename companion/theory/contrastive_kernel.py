@@ -39,8 +39,8 @@ def contrastive_kernel(K: Float[Tensor, "N N"], check_order: bool = True) -> Flo
         $\mathcal K$ is positive definite.
 
     Raises:
-        ValueError: if the size is odd, $\mathcal K$ is not symmetric or has a negative eigenvalue, or the order of
-            views is wrong.
+        ValueError: if the size is odd, $\mathcal K$ is not finite, not symmetric or has a negative eigenvalue, or
+            the views look interleaved.
 
     References:
         Simon et al. (2023), section 5; `eq-contrastive-kernel`, `lem-inertia`.
@@ -97,7 +97,8 @@ def kernel_embedding(K: Float[Tensor, "N N"], d: int, check_order: bool = True) 
         Rows are views, column $j$ is dimension $j$; shape (2n, d), float64.
 
     Raises:
-        ValueError: as `contrastive_kernel`, or if fewer than $d$ modes are positive.
+        ValueError: as `contrastive_kernel`, or if fewer than $d$ modes are positive: above the trace of
+            $\mathcal K$ times the precision of its dtype, below which rounding of a singular kernel makes modes.
 
     References:
         Simon et al. (2023), Proposition 5.1; `thm-kernel-flow`, `eq-kernel-embedding`, `prop-rkhs-norm`.
@@ -145,10 +146,11 @@ def kernel_embedding_at(
 
 def _positive_modes(K: Tensor, d: int, check_order: bool) -> KernelModes:
     modes = kernel_modes(K, len(K), check_order)
-    noise = torch.finfo(torch.float64).eps * float(modes.root.square().sum())  # trace of K
+    noise = torch.finfo(K.dtype).eps * float(modes.root.square().sum())  # trace of K
     positive = int((modes.gamma > noise).sum())
     if not 1 <= d <= positive:
-        raise ValueError(f"kernel embedding: {positive} modes are positive, so d must lie in 1..{positive}, got {d}")
+        allowed = f"d must lie in 1..{positive}" if positive else "there is no embedding"
+        raise ValueError(f"kernel embedding: {positive} modes are positive beyond rounding, so {allowed}, got d={d}")
     return KernelModes(modes.gamma[:d], modes.vectors[:, :d], modes.root)
 
 
@@ -165,10 +167,13 @@ def _root(K: Tensor, check_order: bool) -> Tensor:
     r"""Return $\mathcal K^{1/2}$ after checking the kernel; eigenvalues below zero by rounding count as zero."""
     if K.ndim != 2 or K.shape[0] != K.shape[1] or len(K) % 2 or len(K) == 0:
         raise ValueError(f"contrastive kernel: expected (2n, 2n), first views then second, got {tuple(K.shape)}")
+    if not K.is_floating_point() or not K.isfinite().all():
+        what = "inf or nan" if K.is_floating_point() else str(K.dtype)
+        raise ValueError(f"contrastive kernel: expected finite numbers of a float dtype, got {what}")
     tolerance = torch.finfo(K.dtype).eps ** 0.5
     K = K.detach().double()
     gap = float((K - K.T).abs().max() / K.abs().max().clamp(min=1e-300))
-    if not gap <= tolerance:
+    if gap > tolerance:
         raise ValueError(f"contrastive kernel: K is not symmetric (relative gap {gap:.1e}); pass (K + K.T) / 2")
     if check_order:
         _check_order(K)
@@ -184,14 +189,25 @@ def _root(K: Tensor, check_order: bool) -> Tensor:
 def _check_order(K: Tensor) -> None:
     """Refuse views that look interleaved: 2i and 2i+1 alike, but i and n+i as unlike as 2i+1 and 2i+2."""
     n = len(K) // 2
+    if n < 8:
+        return
     norm = K.diagonal().clamp(min=1e-300).sqrt()
     far = 1 - K / torch.outer(norm, norm)  # half the squared distance of normalised features
     step = far.diagonal(1)
     even, odd, partner = step[::2], step[1::2], far.diagonal(n)
     gain = odd - even[: n - 1]
-    clear = gain.mean() > 4 * gain.std() / (n - 1) ** 0.5 if n >= 8 else False
-    if clear and even.mean() < 0.5 * odd.mean() and partner.mean() > 0.8 * odd.mean():
+    near, stranger = float(even.mean()), float(odd.mean())
+    if near < 0.5 * stranger:
+        clear = _above_zero(gain, 4)
+    else:  # strong augmentation: more evidence, in either half of the views
+        clear = _above_zero(gain, 4 + 40 / n) and all(_above_zero(half, 2) for half in gain.tensor_split(2))
+    if clear and partner.mean() > max(0.8 * stranger, (near + stranger) / 2):
         raise ValueError(
             "contrastive kernel: views look interleaved, 2i and 2i+1 are alike and i and n+i are not; stack all first "
             "views, then all second ones (K[order][:, order], order = 0, 2, .., 1, 3, ..), or pass check_order=False"
         )
+
+
+def _above_zero(sample: Tensor, errors: float) -> bool:
+    """Whether a mean is positive by more than so many standard errors."""
+    return bool(sample.mean() > errors * sample.std() / len(sample) ** 0.5)

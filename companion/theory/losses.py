@@ -170,7 +170,7 @@ def barlow_twins(
     C, *moments = (moment / n for moment in moments)
     if normalize:
         mean1, square1, mean2, square2 = moments
-        scale1, scale2 = (square1 - mean1**2 + 1e-5).rsqrt(), (square2 - mean2**2 + 1e-5).rsqrt()
+        scale1, scale2 = ((q - m**2).clamp(min=0).add(1e-5).rsqrt() for q, m in ((square1, mean1), (square2, mean2)))
         C = (C - torch.outer(mean1, mean2)) * torch.outer(scale1, scale2)
     C = (C + C.T) / 2
     return ((1 - C.diagonal()).square().sum() + lam * _off_diagonal(C)).to(dtype)

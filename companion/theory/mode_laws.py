@@ -35,7 +35,7 @@ def contrastive_mode(gamma: Scalar, sigma: Scalar, s0: Scalar, t: Scalar, mu: Sc
         $s(t)$, broadcast shape, float64.
 
     Raises:
-        ValueError: if a time is negative.
+        ValueError: if a time or the weight of the repulsion is negative.
 
     References:
         The companion's own; `prop-contrastive-modes`, `prop-vicreg-modes`, `prop-infonce-modes`.
@@ -45,6 +45,8 @@ def contrastive_mode(gamma: Scalar, sigma: Scalar, s0: Scalar, t: Scalar, mu: Sc
         (0.5, 0.25)
     """
     gamma, sigma, s0, t, mu = (torch.as_tensor(x, dtype=torch.float64) for x in (gamma, sigma, s0, t, mu))
+    if (mu < 0).any():
+        raise ValueError(f"contrastive_mode: the weight mu of the repulsion must be >= 0, got {float(mu.min()):g}")
     return grow(gamma, sigma * mu.sqrt(), s0, t)[0]
 
 
@@ -192,7 +194,7 @@ def preconditioned_time(gamma: Scalar, c0: Scalar, epsilon: Scalar, level: Scala
         The time, broadcast shape, float64; infinite at $\gamma = 0$, negative for a level below the start.
 
     Raises:
-        ValueError: if $c(0)$ is not in (0, 1) or $\epsilon$ is not positive.
+        ValueError: if $c(0)$ or the level is not in (0, 1), or $\epsilon$ is not positive.
 
     References:
         The companion's own; `prop-preconditioned`.
@@ -202,6 +204,8 @@ def preconditioned_time(gamma: Scalar, c0: Scalar, epsilon: Scalar, level: Scala
         4.5
     """
     gamma, c0, epsilon, level = _start_of_preconditioned(gamma, c0, epsilon, level)
+    if not ((level > 0) & (level < 1)).all():
+        raise ValueError("preconditioned_time: the level must lie in (0, 1); no mode reaches one in finite time")
     late = epsilon * (level / c0).log() - (1 + epsilon) * (torch.log1p(-level) - torch.log1p(-c0))
     return late / (8 * gamma)
 

@@ -199,7 +199,7 @@ def _factor(W0: Tensor, eigenvectors: Tensor, name: str) -> tuple[Tensor, Tensor
 
 
 def _top(gamma: Tensor, k: int, name: str) -> Tensor:
-    if (gamma.diff() > 0).any():
+    if not (gamma.diff() <= 0).all():
         raise ValueError(f"{name}: eigenvalues must decrease by signed value; eigh returns them in increasing order")
     positive = int((gamma > 0).sum())
     if not 1 <= k <= positive:

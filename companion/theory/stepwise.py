@@ -233,7 +233,7 @@ def critical_times(gamma: Scalar, s0: Scalar) -> Float[Tensor, "..."]:
     if (c0 >= 1).any():
         raise ValueError("critical_times: gamma s0^2 >= 1, this start lies above the mode's end; shrink s0")
     wait = (torch.log1p(-c0) - gamma.log() - 2 * s0.log()) / (8 * gamma)  # in logarithms: s0^2 may underflow
-    return torch.where(gamma > 0, wait, torch.inf)
+    return torch.where(gamma <= 0, torch.inf, wait)
 
 
 def rise_times(gamma: Scalar) -> Float[Tensor, "..."]:
@@ -253,7 +253,7 @@ def rise_times(gamma: Scalar) -> Float[Tensor, "..."]:
         0.549306
     """
     gamma = torch.as_tensor(gamma, dtype=torch.float64)
-    return torch.where(gamma > 0, math.log(81) / (8 * gamma), torch.inf)
+    return torch.where(gamma <= 0, torch.inf, math.log(81) / (8 * gamma))
 
 
 def loss_staircase(gamma: Scalar, s0: Scalar, t: Scalar) -> Float[Tensor, "..."]:

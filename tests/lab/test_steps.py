@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -170,6 +171,43 @@ class TestWatch:
             assert torch.equal(getattr(second, name), getattr(whole, name))
         assert torch.equal(second.embeddings[0], whole.embeddings[0])
         assert torch.equal(second.embeddings[60], whole.embeddings[60])
+
+    def test_seconds_without_its_own(self, monkeypatch, tmp_path):
+        """A clock that only the sampler (1 s an update) and the watched loss (100 s a look) move, and a kill between.
+
+        Killed in update 40 with a checkpoint of 25: the 14 updates after it are forgotten, and so are 1000 s of rest.
+        """
+        now = [5.0]
+        monkeypatch.setattr(steps, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+        x1, x2 = pairs()
+
+        def sample(n, generator, stop=math.inf):
+            now[0] += 1
+            if now[0] - 5 - 100 * sum(len(watch.rows) for watch in watches) == stop:
+                raise KeyboardInterrupt
+            return x1, x2
+
+        def slow(z1, z2):
+            now[0] += 100
+            return barlow_twins(z1, z2)
+
+        run = partial(fit, loss=barlow_twins, options=dataclasses.replace(PLAIN, checkpoint_every=25))
+        watches = [steps.Watch(x1, x2, loss=slow)]
+        run(mlp((6, 9, 4), generator=generator()), sample, observe=watches[0])
+        assert watches[0].seconds.tolist() == [0, 20, 40, 60]
+        assert watches[0].seconds.dtype == torch.float64
+        assert now[0] == 5 + 60 + 4 * 100  # the control: time with looking
+
+        now[0], watches = 5.0, [steps.Watch(x1, x2, loss=slow)]
+        stops = partial(sample, stop=40)
+        with pytest.raises(KeyboardInterrupt):
+            run(mlp((6, 9, 4), generator=generator()), stops, observe=watches[0], checkpoint=tmp_path / "run.pt")
+        assert watches[0].seconds.tolist() == [0, 20]
+        now[0] += 1000
+        watches = [steps.Watch(x1, x2, loss=slow)]
+        run(mlp((6, 9, 4), generator=generator(1)), sample, observe=watches[0], checkpoint=tmp_path / "run.pt")
+        assert watches[0].steps.tolist() == [0, 20, 40, 60]
+        assert watches[0].seconds.tolist() == [0, 20, 40, 60]
 
     def test_part_of_a_model(self):
         encoder = mlp((6, 9, 4), generator=generator())
