@@ -26,6 +26,7 @@ LOSSES: dict[str, train.Loss] = {
     "vicreg": lambda z1, z2: losses.vicreg(z1, z2, sum_over_workers=_add()),
     "simclr": lambda z1, z2: losses.info_nce(z1, z2, 0.5, gather=distributed.gather),
 }
+#: Milder views than chapter 1's, under which more directions keep their sign; moments of Fashion-MNIST's pixels.
 MILD = augment.Augmentation(
     area=(0.4, 1.0), flip=0.5, brightness=0.2, contrast=0.2, jitter=0.8, mean=(0.286,), std=(0.353,)
 )
@@ -61,12 +62,18 @@ class Recipe:
             raise ValueError(f"loss of a recipe: expected one of {', '.join(LOSSES)}, found {self.loss!r}")
 
     def start(self, seed: int) -> encoders.Encoder:
-        """The encoder before training, with its scaled weights; in evaluation mode."""
+        """The encoder before training, with its scaled weights; in evaluation mode.
+
+        Raises:
+            ValueError: a small start of SimCLR, and no bias in the last linear layer.
+        """
         encoder = self.encoder(torch.Generator().manual_seed(seed))
         if self.scale != 1:
             steps.scale_weights(encoder, self.scale, self.last_only)
             if self.loss == "simclr":
                 last = [layer for layer in encoder.modules() if isinstance(layer, nn.Linear)][-1]
+                if last.bias is None:
+                    raise ValueError("simclr: a small start needs a bias in the last linear layer, found none")
                 with torch.no_grad():
                     last.bias.zero_()[0] = 1.0
         return encoder.eval()
@@ -206,8 +213,8 @@ def resnet(
     batch sizes are not known to us: these are ours. Barlow Twins needs its small rate, since features of squared length
     5000 that share a mean have a mode of gamma = 5000, and gradient descent diverges above a rate of 1 / (4 gamma).
 
-    A small start scales the last layer only. What batch norm follows does not feel a factor on its weights, but learns
-    faster by the inverse square of it, and the running averages fall behind.
+    A small start scales the last layer only. What batch norm follows hardly feels a factor on its weights (not at all,
+    but for batch norm's eps), but learns faster by the inverse square of it, and the running averages fall behind.
 
     Args:
         loss: one of `LOSSES`.
@@ -253,8 +260,10 @@ def crop_pairs(
         First and second views, float32, m = side^2.
 
     Raises:
-        ValueError: the crop is larger than the image.
+        ValueError: the images are not grey, or the crop is larger than the image.
     """
+    if images.ndim != 4 or images.shape[1] != 1:
+        raise ValueError(f"crop_pairs: expected grey images (n, 1, h, w), got shape {tuple(images.shape)}")
     x = nn.functional.avg_pool2d(images.float() / 255, pool)
     n, _, h, w = x.shape
     if side > min(h, w):

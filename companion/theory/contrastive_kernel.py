@@ -32,7 +32,8 @@ def contrastive_kernel(K: Float[Tensor, "N N"], check_order: bool = True) -> Flo
     Args:
         K: kernel matrix of $2n$ views, partners $i$ and $n+i$; shape (2n, 2n), any float dtype, symmetric, positive
             semidefinite up to the square root of the precision.
-        check_order: refuse a kernel whose views look interleaved, partners $2i$ and $2i+1$ (from $n = 8$).
+        check_order: refuse a kernel whose views look interleaved, partners $2i$ and $2i+1$. A test on means, from
+            $n = 8$; the weaker partners resemble each other, the more pairs it needs to notice.
 
     Returns:
         $\mathcal K_\Gamma$, shape (2n, 2n), float64, symmetric; $n$ positive and $n$ negative eigenvalues if
@@ -198,9 +199,9 @@ def _check_order(K: Tensor) -> None:
     gain = odd - even[: n - 1]
     near, stranger = float(even.mean()), float(odd.mean())
     if near < 0.5 * stranger:
-        clear = _above_zero(gain, 4)
+        clear = _above_zero(gain, 4.0)
     else:  # strong augmentation: more evidence, in either half of the views
-        clear = _above_zero(gain, 4 + 40 / n) and all(_above_zero(half, 2) for half in gain.tensor_split(2))
+        clear = _above_zero(gain, 4 + 40 / n) and all(_above_zero(half, 2.0) for half in gain.tensor_split(2))
     if clear and partner.mean() > max(0.8 * stranger, (near + stranger) / 2):
         raise ValueError(
             "contrastive kernel: views look interleaved, 2i and 2i+1 are alike and i and n+i are not; stack all first "

@@ -2,7 +2,7 @@ r"""A linear encoder under the toy Barlow Twins loss: one dimension at a time, i
 
 The loss $\mathcal L = \lVert W\Gamma W^\top - I_k\rVert_F^2$ sees the data through the cross-correlation $\Gamma$ of
 two views only. Its eigenvalues $\gamma_1\ge\gamma_2\ge\dots$ are sorted by *signed* value throughout: a direction
-that augmentation destroys has $\gamma < 0$ and is unlearned, however large $|\gamma|$ is.
+in which partners are anticorrelated has $\gamma < 0$ and is unlearned, however large $|\gamma|$ is.
 """
 
 import math

@@ -234,7 +234,7 @@ def test_stacked_views_are_never_refused(seed, n, noise, m):
 
 def test_strong_augmentation_does_not_hide_interleaved_views():
     Phi, order = views(200, 40, noise=1.5), interleaved(200)  # partners have cosine 0.3
-    for K in (Phi @ Phi.T, rbf(Phi, Phi)):
+    for K in (Phi @ Phi.T, rbf(Phi, Phi, width=12.0)):
         contrastive_kernel(K)
         with pytest.raises(ValueError, match="interleaved"):
             contrastive_kernel(K[order][:, order])
@@ -243,7 +243,7 @@ def test_strong_augmentation_does_not_hide_interleaved_views():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_rounding_of_a_singular_kernel_makes_no_positive_modes(dtype):
     Phi = views(20, 5, noise=0.3).to(dtype)
-    positive = int((torch.linalg.eigvalsh(Phi[:20].double().T @ Phi[20:].double() + Phi[20:].double().T @ Phi[:20].double()) > 0).sum())
+    positive = int((torch.linalg.eigvalsh(cross_correlation(Phi[:20], Phi[20:])) > 0).sum())
     K = Phi @ Phi.T
     assert kernel_embedding(K, positive).shape == (40, positive)
     with pytest.raises(ValueError, match=f"{positive} modes are positive"):
@@ -274,7 +274,10 @@ def test_smooth_sequences_and_sorted_classes_are_not_taken_for_interleaved_views
         (lambda: kernel_embedding(torch.zeros(4, 4), 1), "0 modes are positive .* there is no embedding, got d=1"),
         (lambda: contrastive_kernel(-torch.eye(2)), "eigenvalues from -1.0e.00 .* positive semidefinite"),
         (lambda: kernel_modes(torch.eye(4), 5), r"d must lie in 1\.\.4 \(the number of views\), got 5"),
-        (lambda: kernel_embedding(torch.eye(4), 3), r"2 modes are positive beyond rounding, so d must lie in 1\.\.2, got d=3"),
+        (
+            lambda: kernel_embedding(torch.eye(4), 3),
+            r"2 modes are positive beyond rounding, so d must lie in 1\.\.2, got d=3",
+        ),
         (lambda: kernel_embedding(torch.ones(4, 4), 2), "1 modes are positive"),
         (lambda: kernel_embedding(torch.eye(4), 0), "got d=0"),
         (lambda: kernel_embedding_at(torch.eye(4), torch.ones(3, 1), 1), r"a row for each of 4 views, got \(3, 1\)"),

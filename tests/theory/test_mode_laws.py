@@ -250,12 +250,14 @@ def test_preconditioning_removes_the_wait_and_keeps_the_order():
     ("call", "message"),
     [
         (lambda: contrastive_mode(1.0, 1.0, 0.1, -0.5), "time must be >= 0, got -0.5"),
+        (lambda: contrastive_mode(1.0, 1.0, 0.1, 1.0, -2.0), "mu of the repulsion must be >= 0, got -2"),
         (lambda: plateau_loss(6, 5), "rank of C must lie in 0..5"),
         (lambda: plateau_loss(torch.tensor([0.0, -1.0]), 5), "rank of C must lie in 0..5"),
         (lambda: plateau_loss(1, 5, 0.0), "weight lam must be positive"),
         (lambda: preconditioned_modes(1.0, 0.0, 0.1, 1.0), r"start c0 must lie in \(0, 1\); zero never moves"),
         (lambda: preconditioned_time(1.0, 1.0, 0.1), r"start c0 must lie in \(0, 1\)"),
         (lambda: preconditioned_time(1.0, 0.5, 0.0), "epsilon must be positive"),
+        (lambda: preconditioned_time(1.0, 0.5, 0.1, 1.0), r"level must lie in \(0, 1\); no mode reaches one"),
     ],
 )
 def test_errors_teach(call, message):

@@ -174,6 +174,7 @@ def test_gaussian_starts_have_chi_squared_effective_starts():
         (lambda: top_spectral(MIXED, torch.eye(6), 2), "eigenvectors must have a column for each of 7"),
         (lambda: minimum_norm(MIXED, 0), "minimum_norm: only 3 of 7"),
         (lambda: minimum_norm(MIXED.flip(0), 1), "must decrease by signed value; eigh returns"),
+        (lambda: minimum_norm(torch.tensor([torch.nan, 1.0]), 1), "must decrease by signed value"),
         (lambda: leak_exponent(GAPPED[:4], 4), "no direction is left to leak into"),
         (lambda: leak_exponent(MIXED, 4), "leak_exponent: only 3 of 7"),
         (lambda: leak(GAPPED, torch.ones(4, 7), 4), r"R0 must have shape \(4, 8\), .* got \(4, 7\)"),

@@ -162,6 +162,7 @@ def test_at_the_critical_time_the_slope_is_known():
         )
         assert late - early == pytest.approx(float(rise), rel=1e-9)
     assert critical_times(torch.tensor([0.0, -1.0]), 0.5).isinf().all()
+    assert critical_times(torch.nan, 0.5).isnan()  # not "never"
     assert rise_times(torch.tensor([0.0, -1.0])).isinf().all()
 
 
