@@ -1829,8 +1829,9 @@ print("times:", "  ".join(f"{t:.1f}" for t in times), "  times share:", "  ".joi
 # CIFAR-10. A positive pair is two crops of one image, cut at random places and used as a vector of pixels; the mean of
 # all crops is subtracted, because $\Gamma$ is not centred and the mean image would otherwise be the first thing to be
 # learned. The encoder is linear and starts from independent Gaussian weights of standard deviation $\alpha$, so
-# {prf:ref}`prop-generic-start` predicts everything that happens: the starts $s_j(0)=R_{jj}$ by one QR factorisation,
-# the times by {eq}`eq-critical-time`, the curves by {eq}`eq-logistic`, the loss by {eq}`eq-staircase`.
+# {prf:ref}`prop-generic-start` predicts what happens, to leading order in a small start: the starts $s_j(0)=R_{jj}$
+# by one QR factorisation, the times by {eq}`eq-critical-time`, the curves by {eq}`eq-logistic`, the loss by
+# {eq}`eq-staircase`.
 #
 # Gradient descent is not gradient flow. A step of rate $\eta$ multiplies a small mode by $1+x$, $x=4\eta\gamma_j$,
 # where the flow multiplies it by $e^x$; descent is late by the factor $x/\log(1+x)$, which we divide out. It amounts to
@@ -1893,7 +1894,9 @@ for name in ("staircase", "staircase-large", "eigenvalues", "eigenvalues-columns
     interval = probe.median_interval(found[name])
     ledger.record(f"stepwise.image-{name}", interval.mean, interval=(interval.low, interval.high), n=runs)
 rank = spearmanr(found["ratio"], found["eigenvalues"]).statistic
-ends = np.tanh(np.arctanh(rank) + np.array([-1.96, 1.96]) / math.sqrt(runs - 3))  # Fisher's interval
+ends = np.tanh(
+    np.arctanh(rank) + np.array([-1.96, 1.96]) * math.sqrt(1.06 / (runs - 3))
+)  # Fisher's interval, widened for ranks
 ledger.record("stepwise.image-degenerate", rank, interval=ends.tolist(), n=runs)
 print("worst of all sets:", {name: round(max(found[name]), 3) for name in ("staircase", "eigenvalues", "times")})
 
@@ -1912,16 +1915,17 @@ top.set(ylabel="loss", ylim=(-0.3, k + 0.3))
 _ = ax.set(xscale="log", xlim=(float(times[0]) / 2, None), xlabel="time: rate × steps", ylabel="eigenvalues of $C$")
 
 # %% [markdown]
-# Twenty sets of images, twenty starts, and the median over them: averaged over time, predicted and measured loss differ by
-# {measured}`stepwise.image-staircase|.4f` {verdict}`stepwise.image-staircase`. The largest error of an eigenvalue at
-# any time is {measured}`stepwise.image-eigenvalues|.3f` {verdict}`stepwise.image-eigenvalues`, and the largest relative
-# error of a time {measured}`stepwise.image-times|percent` {verdict}`stepwise.image-times`. The intervals of
-# these medians are wide on one side: in some sets an eigenvalue is far off, and the cell prints the worst. Theory
-# expects that where two eigenvalues nearly coincide, with the ratio $\rho$, since {eq}`eq-rate` predicts such a pair up
-# to $\alpha^{1-\rho}$ only. Over the sets, the rank correlation of the error with the largest ratio is
-# {measured}`stepwise.image-degenerate|.2f` {verdict}`stepwise.image-degenerate`. With the column norms of $WV$ as starts, instead of the
-# diagonal of $R$, times are off by {measured}`stepwise.image-times-columns|percent|value`; and from the large start
-# $\alpha=0.03$ the loss is off by {measured}`stepwise.image-staircase-large|.3f|value`.
+# Twenty sets of images, twenty starts, and the median over them: averaged over time, predicted and measured loss
+# differ by {measured}`stepwise.image-staircase|.4f` {verdict}`stepwise.image-staircase`. The largest error of an
+# eigenvalue at any time is {measured}`stepwise.image-eigenvalues|.3f` {verdict}`stepwise.image-eigenvalues`, and the
+# largest relative error of a time {measured}`stepwise.image-times|percent` {verdict}`stepwise.image-times`. The
+# intervals of these medians are wide on one side: in some sets an eigenvalue is far off, and the cell prints the
+# worst. Theory expects that where two eigenvalues nearly coincide, with the ratio $\rho$, since {eq}`eq-rate`
+# predicts such a pair up to $\alpha^{1-\rho}$ only. Over the sets, the rank correlation of the error with the largest
+# ratio is {measured}`stepwise.image-degenerate|.2f` {verdict}`stepwise.image-degenerate`. With the column norms of
+# $WV$ as starts, instead of the diagonal of $R$, times are off by
+# {measured}`stepwise.image-times-columns|percent|value`; and from the large start $\alpha=0.03$ the loss is off by
+# {measured}`stepwise.image-staircase-large|.3f|value`.
 #
 # How small is small? Two quantities answer. The learned space should be the span of $v_1,\dots,v_k$, and what does not
 # lie there is the permanent leak, whose size {eq}`eq-leak` predicts from the start. We measure it for $k=5$, where the
@@ -2022,10 +2026,12 @@ for name, K in kernels.items():
 # partners dealt out at random before the kernel is contrasted, the overlap is
 # {measured}`stepwise.rbf-embedding-unpaired|.2f` and {measured}`stepwise.ntk-embedding-unpaired|.2f`.
 #
-# Now a real network of the same shape. It follows its kernel as long as the kernel does not move. That is arranged by
-# large hidden weights and a tiny last layer: the last layer then does the work while the hidden one hardly moves, the
-# *lazy* regime. The network's function at the start plays the part of the small random start, $A_0=F_0^\top
-# \mathcal K^{-1/2}$. Its controls are networks with PyTorch's ordinary start, whose kernels move.
+# Now a real network with one hidden layer, of 256 units, against the kernel of its own start. It follows its kernel
+# as long as the kernel does not move. That is arranged by large hidden weights and a tiny last layer: the last layer
+# then does the work while the hidden one hardly moves, the
+# *lazy* regime. The network's embeddings at the start play the part of the small
+# random start, $\mathcal W(0)=U(0)^\top\mathcal K^{+1/2}$. Its controls are networks with PyTorch's ordinary start,
+# whose kernels move and whose functions are not small at the start.
 
 
 # %%
@@ -2067,7 +2073,7 @@ for name, values in lazy.items():
 
 # %% [markdown]
 # The kernel moves by {measured}`stepwise.lazy-kernel|percent` in the lazy regime {verdict}`stepwise.lazy-kernel` and by
-# {measured}`stepwise.lazy-kernel-ordinary|percent|value` from the ordinary start. With it go the predictions: the
+# {measured}`stepwise.lazy-kernel-ordinary|percent|value` from the ordinary start, which is not small either. The
 # times are off by {measured}`stepwise.lazy-times|percent` {verdict}`stepwise.lazy-times` against
 # {measured}`stepwise.lazy-times-ordinary|percent|value`, and the final embedding overlaps the predicted one by
 # {measured}`stepwise.lazy-embedding|.3f` {verdict}`stepwise.lazy-embedding` against
@@ -2079,8 +2085,8 @@ for name, values in lazy.items():
 # Nothing was proved for what follows: the kernel moves, the losses differ, batches are sampled. The paper's observation
 # (section 6, for ResNet-50 on STL-10) is that the staircase is there all the same. We look at two networks:
 #
-# * a **perceptron** with one hidden layer, trained by full-batch gradient descent on a fixed set of pairs of crops, as
-#   the theory has it, and
+# * a **perceptron** with one hidden layer, trained on a fixed set of pairs of crops, the full batch at every update, by
+#   gradient descent with momentum 0.9 (the theory has none), and
 # * a **convolutional network** with batch norm in its hidden layers, trained on random batches of all images with
 #   crops, flips and changes of brightness and contrast,
 #
@@ -2089,8 +2095,10 @@ for name, values in lazy.items():
 # covariance, SimCLR's from those of the covariance of the normalised embedding, times $k$.
 #
 # One number says how separate the steps are. When mode $j$ is halfway to its final value, how far has mode $j+1$ come
-# on the way to *its* half? The *overlap of neighbouring steps* is the mean of that share over $j$: 0 for a
-# perfect staircase, 1 for modes that rise together.
+# on the way to *its* half? The *overlap of neighbouring steps* is
+# the mean of that share over the neighbours that both end above a tenth of the largest eigenvalue: 0 for a perfect
+# staircase, 1 or more for modes that rise together. Modes that are not learned within the run do not count, and runs
+# from an ordinary start are shorter.
 
 # %%
 pairs, side, pool, k, seeds = (64, 5, 1, 4, 2) if smoke else (256, 10, 2, 8, 5)
@@ -2137,7 +2145,7 @@ def staircases(axes, runs):
     axes[1, 0].set(ylabel="eigenvalues")
 
 
-# %% mystnb={"figure": {"caption": "Do networks learn in steps? A perceptron on crops, from a small start: loss (top) and the eigenvalues of its embedding (bottom, logarithmic) under three losses.", "name": "fig-perceptron"}, "image": {"alt": "Three columns. Each loss descends in steps; below, one eigenvalue after the other rises out of the noise to about one, each at a step of the loss."}}
+# %% mystnb={"figure": {"caption": "Do networks learn in steps? A perceptron on crops, from a small start: loss (top) and the eigenvalues of its embedding (bottom, logarithmic) under three losses.", "name": "fig-perceptron"}, "image": {"alt": "Three columns. The loss of Barlow Twins descends in clear steps, SimCLR's drops once and then glides; below, one eigenvalue after the other rises out of the noise."}}
 fig, axes = plt.subplots(2, 3, sharex="col", figsize=(7.2, 4.4))
 staircases(axes, [perceptrons[loss, True, 0] for loss in growth.LOSSES])
 
@@ -2167,7 +2175,7 @@ for loss in growth.LOSSES:
             f"stepwise.cnn-{name}{suffix}", steps.separation(growth.spectrum(recipe, watch), learned=least), n=1
         )
 
-# %% mystnb={"figure": {"caption": "The same for a convolutional network on random batches, from a last layer scaled by 0.01; loss and eigenvalues on unseen images. Barlow Twins' loss overshoots where a step is taken, since the running averages of batch norm lag behind; the axis ends at its first value.", "name": "fig-cnn"}, "image": {"alt": "Three columns as before. Noisier curves, but again one eigenvalue after the other rises by orders of magnitude, and the loss falls with each."}}
+# %% mystnb={"figure": {"caption": "The same for a convolutional network on random batches, from a last layer scaled by 0.01; loss and eigenvalues on unseen images. Barlow Twins' loss overshoots where a step is taken, since the running averages of batch norm lag behind; the axis ends at its first value.", "name": "fig-cnn"}, "image": {"alt": "Three columns as before, noisier. Under Barlow Twins one eigenvalue after the other rises by orders of magnitude; under VICReg and SimCLR the first ones come close together and the later ones separately."}}
 fig, axes = plt.subplots(2, 3, sharex="col", figsize=(7.2, 4.4))
 staircases(axes, [cnns[loss, True] for loss in growth.LOSSES])
 
@@ -2175,8 +2183,8 @@ staircases(axes, [cnns[loss, True] for loss in growth.LOSSES])
 # From a small start the overlap of neighbouring steps is {measured}`stepwise.perceptron-barlow-twins|.4f`
 # {verdict}`stepwise.perceptron-barlow-twins` for Barlow Twins, {measured}`stepwise.perceptron-vicreg|.3f`
 # {verdict}`stepwise.perceptron-vicreg` for VICReg and {measured}`stepwise.perceptron-simclr|.3f`
-# {verdict}`stepwise.perceptron-simclr` for SimCLR, over five seeds. On random batches the convolutional network does
-# the same: {measured}`stepwise.cnn-barlow-twins|.3f` {verdict}`stepwise.cnn-barlow-twins`,
+# {verdict}`stepwise.perceptron-simclr` for SimCLR, over five seeds. For the convolutional network on random batches,
+# one run a loss, it is {measured}`stepwise.cnn-barlow-twins|.3f` {verdict}`stepwise.cnn-barlow-twins`,
 # {measured}`stepwise.cnn-vicreg|.3f` {verdict}`stepwise.cnn-vicreg`, {measured}`stepwise.cnn-simclr|.3f`
 # {verdict}`stepwise.cnn-simclr`. With PyTorch's own start the perceptron's steps blur: paired over seeds, the overlap
 # grows by {measured}`stepwise.perceptron-barlow-twins-ordinary|.3f`
@@ -2188,8 +2196,8 @@ staircases(axes, [cnns[loss, True] for loss in growth.LOSSES])
 #
 # The paper reports that steps are less clean there but leave a mark: in mid-training the eigenvalues fall into two
 # groups, learned ones and ones that have hardly moved. To see groups we need many eigenvalues: $k=32$. We look when
-# half of them have passed one half, and measure the widest gap in the spectrum, in decades, with at least two
-# eigenvalues on each side.
+# half of them have passed one half, and measure the widest gap in the spectrum, wherever it lies, in decades, with at
+# least two eigenvalues on each side.
 
 # %%
 k_wide = 8 if smoke else 32
@@ -2209,7 +2217,7 @@ for name, values in gaps.items():
     found = probe.mean_interval(values)
     ledger.record("stepwise.bimodal" + name, found.mean, interval=(found.low, found.high), n=found.n)
 
-# %% mystnb={"figure": {"caption": "Is there a staircase at an ordinary start? Histogram of the 32 eigenvalues of the embedding's covariance at the start, when half of them have been learned, and at the end (perceptron, Barlow Twins).", "name": "fig-bimodal"}, "image": {"alt": "Three histograms on a logarithmic axis: at the start one broad group of small eigenvalues; in the middle two groups with a gap between them; at the end one group near one."}}
+# %% mystnb={"figure": {"caption": "Is there a staircase at an ordinary start? Histogram of the 32 eigenvalues of the embedding's covariance at the start, when half of them have been learned, and at the end (perceptron, Barlow Twins).", "name": "fig-bimodal"}, "image": {"alt": "Three histograms on a logarithmic axis: at the start one broad group of small eigenvalues; in the middle two groups with a gap between them; at the end most eigenvalues are near one and some are still small."}}
 fig, axes = plt.subplots(1, 3, sharex=True, sharey=True, figsize=(7.2, 2.6))
 for ax, when, title in zip(axes, (0, middle, -1), ("start", "half learned", "end"), strict=True):
     ax.hist(wide_watch.covariance[when].clamp(min=1e-5).log10().numpy(), bins=np.linspace(-5, 1.5, 27), color=COLORS[0])
@@ -2227,10 +2235,10 @@ _ = axes[0].set(ylabel="number")
 # embedding, in units of the mean distance between two steps: {measured}`stepwise.hidden-barlow-twins|.3f` for Barlow
 # Twins {verdict}`stepwise.hidden-barlow-twins`, against {measured}`stepwise.hidden-barlow-twins-other|.2f|value` when
 # the embedding's steps are those of a network with another seed. For VICReg and SimCLR the distance to the network's
-# *own* steps should at least be smaller than to another network's. It is smaller by
+# *own* steps should at least be smaller than to another network's. The difference is
 # {measured}`stepwise.hidden-vicreg|.3f` {verdict}`stepwise.hidden-vicreg` and
-# {measured}`stepwise.hidden-simclr|.2f` {verdict}`stepwise.hidden-simclr`. Comparing two *sorted* lists of times by rank
-# correlation, which suggests itself, would prove nothing: it is always one.
+# {measured}`stepwise.hidden-simclr|.2f` {verdict}`stepwise.hidden-simclr`. Comparing two *sorted* lists of times by
+# rank correlation, which suggests itself, would prove nothing: it is always one.
 
 
 # %%
@@ -2267,7 +2275,7 @@ for loss in growth.LOSSES:
 # three plateaus, in the plane of their two largest principal components: a point, a line, a plane. The first step is
 # invisible there: $C$ is not centred, and what is learned first is the mean, which moves all crops together.
 
-# %% mystnb={"figure": {"caption": "What does a step look like? The embeddings of one crop of each image at the start and on the first three plateaus of the loss, in the plane of their two leading principal components, at one scale. Each crop is drawn where it is embedded.", "name": "fig-embedding"}, "image": {"alt": "Four panels of small images. At the start all lie at one point, then on a line, then they spread over a plane.", "classes": "photo"}}
+# %% mystnb={"figure": {"caption": "What does a step look like? The embeddings of one crop of each image at the start and on the first three plateaus of the loss, in the plane of their two leading principal components, at one scale. Each crop is drawn where it is embedded.", "name": "fig-embedding"}, "image": {"alt": "Four panels of small images. At the start and after the first step all lie at one point, then on a line, then they spread over a plane.", "classes": "photo"}}
 recipe, _, watch = perceptrons["barlow_twins", True, 0]
 ticks = steps.step_times(watch.steps, growth.spectrum(recipe, watch), 0.5).nan_to_num(float(watch.steps[-1]))
 planes = []
@@ -2286,7 +2294,7 @@ for number, (ax, plane) in enumerate(zip(axes, planes, strict=True)):
 # %% [markdown]
 # ### Not every loss
 #
-# The authors add that BYOL does not show the staircase "immediately". It has no term that drives $C$ to the identity:
+# The authors add that BYOL does not show the staircase at once. It has no term that drives $C$ to the identity:
 # an online network predicts what a slow copy of itself says of the other view. We start it from the very network that
 # SimCLR started from, with a predictor of one hidden layer with batch norm.
 
@@ -2301,7 +2309,9 @@ for run in range(seeds):
     train.fit(model, steps.fixed_pairs(*views), byol.objective, options, what="BYOL", observe=watch, observe_every=2)
     byol_watches.append(watch)
     byol_overlap.append(steps.separation(watch.covariance, learned=0.0))
-for name, values in (("", byol_overlap), ("-simclr", overlaps["simclr", True])):
+pairs_of = [perceptrons["simclr", True, run] for run in range(seeds)]
+fair = [steps.separation(growth.spectrum(recipe, watch), learned=0.0) for recipe, _, watch in pairs_of]
+for name, values in (("", byol_overlap), ("-simclr", fair)):
     found = probe.mean_interval(values)
     ledger.record("stepwise.byol-together" + name, found.mean, interval=(found.low, found.high), n=found.n)
 
@@ -2313,7 +2323,8 @@ _ = ax.set(xscale="log", yscale="log", ylim=(1e-5, 20), xlabel="updates + 1", yl
 
 # %% [markdown]
 # The overlap of neighbouring steps is {measured}`stepwise.byol-together|.2f` {verdict}`stepwise.byol-together`, where
-# SimCLR's is {measured}`stepwise.byol-together-simclr|.3f|value`. Chapter 3 is about what does order BYOL's modes.
+# SimCLR's is {measured}`stepwise.byol-together-simclr|.3f|value` (here over all modes, also those that are hardly
+# learned). Chapter 3 is about what does order BYOL's modes.
 
 # %% [markdown]
 # ## Experiment 4: the network's own kernel predicts its embedding
@@ -2357,16 +2368,16 @@ means = [probe.mean_interval(agreement[loss, "final"]) for loss in growth.LOSSES
 intervals = [(m.low, m.high) for m in means]
 ledger.record("stepwise.overlap-order", [m.mean for m in means], interval=intervals, n=seeds)
 
-# %% mystnb={"figure": {"caption": "How well does a network's kernel predict its embedding? Overlap {eq}`eq-subspace-overlap` of the learned embedding with the one that {eq}`eq-kernel-embedding` gives, for the kernel after and before training; five seeds. Dotted: chance. Diamonds: the paper's ResNet-50 on STL-10, another setting and no target for ours.", "name": "fig-overlap"}, "image": {"alt": "Three groups of dots. For each loss the final kernel lies above the initial one and both far above chance; Barlow Twins is highest, SimCLR lowest."}}
+# %% mystnb={"figure": {"caption": "How well does a network's kernel predict its embedding? Overlap {eq}`eq-subspace-overlap` of the learned embedding with the one that {eq}`eq-kernel-embedding` gives, for the kernel after and before training; five seeds. Dotted: chance. Diamonds: the authors' ResNet on STL-10, from their talk; another setting and no target for ours.", "name": "fig-overlap"}, "image": {"alt": "Three groups of dots. For each loss the final kernel lies above the initial one and both far above chance; Barlow Twins is highest, SimCLR lowest."}}
 fig, ax = plt.subplots()
-paper = {"barlow_twins": 0.615, "vicreg": 0.592, "simclr": 0.517}
+printed = {claim.id: claim.published["value"] for claim in ledger.claims.load("stepwise") if claim.published}
 for place, loss in enumerate(growth.LOSSES):
     for shift, name in ((-0.12, "final"), (0.12, "initial")):
         color = COLORS[name == "initial"]
         ax.plot([place + shift] * seeds, agreement[loss, name], "o", color=color, alpha=0.7)
         if place == 0:
             label_line(ax, place + shift + 0.03, max(agreement[loss, name]) + 0.03, f"{name} kernel", color)
-    ax.plot(place, paper[loss], "D", color="0.4", ms=5)
+    ax.plot(place, printed[f"stepwise.paper-overlap-{slug[loss]}"], "D", color="0.4", ms=5)
 ax.axhline(k / len(x), color="0.5", lw=1, ls=":")
 ax.set_xticks(range(3), ["Barlow Twins", "VICReg", "SimCLR"])
 _ = ax.set(ylabel="overlap $a$", ylim=(0, 1.02), xlim=(-0.5, 2.9))
@@ -2380,11 +2391,11 @@ _ = ax.set(ylabel="overlap $a$", ylim=(0, 1.02), xlim=(-0.5, 2.9))
 # seeds the overlap gains {measured}`stepwise.overlap-barlow-twins-gain|.3f`
 # {verdict}`stepwise.overlap-barlow-twins-gain`, {measured}`stepwise.overlap-vicreg-gain|.3f`
 # {verdict}`stepwise.overlap-vicreg-gain` and {measured}`stepwise.overlap-simclr-gain|.3f`
-# {verdict}`stepwise.overlap-simclr-gain` on the initial kernel's. The paper prints
+# {verdict}`stepwise.overlap-simclr-gain` on the initial kernel's. The slides of the authors' talk print
 # {published}`stepwise.paper-overlap-barlow-twins`, {published}`stepwise.paper-overlap-simclr` and
 # {published}`stepwise.paper-overlap-vicreg`, chance {published}`stepwise.paper-overlap-random`, for another network,
-# other images and $k=50$; those rows stay *not run* here. Their order is the one that we find
-# {verdict}`stepwise.overlap-order`.
+# other images and $k=50$; those rows are judged in the `gpu` profile only. Is their order ours, too?
+# {verdict}`stepwise.overlap-order`
 
 # %% [markdown]
 # ## Experiment 5: what do the first directions encode?
@@ -2448,7 +2459,7 @@ for claim, name in (("stepwise.first-directions", "both"), ("stepwise.first-dire
     gain = probe.paired_interval(early[name], late[name])
     ledger.record(claim, gain.mean, interval=(gain.low, gain.high), n=5)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "What does each direction encode? Left: unseen images at the negative and the positive end of each direction, in the order in which one network learned them. Right: share of a direction's variance that brightness, area and class explain, mean over five networks.", "name": "fig-directions"}, "image": {"alt": "Eight rows of small grey images; the first rows sort large bright garments from thin dark ones, later rows separate kinds of clothes. Beside them bars of explained variance by row.", "classes": "photo"}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "What does each direction encode? Left: unseen images at the negative and the positive end of each direction, in the order in which one network learned them. Right: share of a direction's variance that brightness, area and class explain, mean over five networks.", "name": "fig-directions"}, "image": {"alt": "Eight rows of small grey images; some of the early rows sort by brightness and area, later rows separate kinds of clothes. Beside them bars of explained variance by row.", "classes": "photo"}}
 fig, axes = plt.subplots(len(first), 2, figsize=(7.2, 0.62 * len(first)), width_ratios=(3, 1), squeeze=False)
 for j, (direction, (ax, bars)) in enumerate(zip(first, axes, strict=True)):
     order = direction.argsort()
@@ -2465,11 +2476,12 @@ for name, color, place in zip(("brightness", "area", "class"), COLORS, (0, 0.36,
     axes[0, 1].text(place, 1.15, name, color=color, transform=axes[0, 1].transAxes, fontsize=8)
 
 # %% [markdown]
-# The first half of the directions is explained better by brightness and area than the second half, by
-# {measured}`stepwise.first-directions|percent` of the variance {verdict}`stepwise.first-directions`; and by the class,
-# by {measured}`stepwise.first-directions-class|percent` {verdict}`stepwise.first-directions-class`.
-# {numref}`fig-directions` shows the images. A class explains much because it decides about area and brightness, too:
-# what the bars say is not causal.
+# Brightness and area explain of the first half of the directions {measured}`stepwise.first-directions|percent` more of
+# the variance than of the second half {verdict}`stepwise.first-directions`; for the class the difference is
+# {measured}`stepwise.first-directions-class|percent` {verdict}`stepwise.first-directions-class`.
+# {numref}`fig-directions` shows the images. Direction 1 is mostly the mean, which all images share ($C$ is not
+# centred); its row and its bars show the small rest. The bars are no causes: class, area and brightness go together,
+# and the class has nine free numbers where brightness has one.
 
 # %% [markdown]
 # ## Experiment 6: can training be sped up?
@@ -2482,15 +2494,17 @@ for name, color, place in zip(("brightness", "area", "class"), COLORS, (0, 0.36,
 #
 # The networks of experiment 5, trained by SGD with momentum, are joined by three others from the same starts: one with
 # the preconditioner, $\epsilon=0.1$; one under Adam; and one under Muon, which orthogonalises the update of each weight
-# matrix and so gives small directions more weight in its own way. Each has its own learning rate, the fastest of
-# a grid on a seed that is not among the five. A run has *learned all modes* when every eigenvalue of $C$ on unseen
-# pairs lies between one half and two; a run that does not get there counts with all of its updates.
+# matrix and so gives small directions more weight in its own way. Each has its own learning rate, the fastest of three
+# (SGD) to five (Muon) on one seed that is not among the five; $\epsilon$ and the rate of Muon's AdamW part were not
+# tuned. A run has *learned all modes* when every eigenvalue of $C$ on unseen pairs lies between one half and two. A run
+# that does not get there counts with all of its updates (400 for SGD and Adam, 200 for the other two), and a ratio with
+# it is only a bound. The cell prints how many did not. Looks are ten updates apart.
 
 # %%
 arms = {
-    "preconditioned": (0.012, 150, {}, steps.preconditioned(growth.LOSSES["barlow_twins"], 0.1)),
+    "preconditioned": (0.012, 200, {}, steps.preconditioned(growth.LOSSES["barlow_twins"], 0.1)),
     "Adam": (0.01, 400, {"optimizer": "adam"}, None),
-    "Muon": (0.012, 150, {"optimizer": "muon"}, None),
+    "Muon": (0.012, 200, {"optimizer": "muon"}, None),
 }
 watches = {"SGD": [watch for _, _, watch in networks]}
 for run, (name, (rate, updates, other, objective)) in itertools.product(range(5), arms.items()):
@@ -2509,8 +2523,12 @@ updates, seconds = (
     {name: np.array([float(getattr(w, key)[finished(w)]) for w in found]) for name, found in watches.items()}
     for key in ("steps", "seconds")
 )
-for name in watches:
-    print(f"{name:15} updates {updates[name].astype(int).tolist()}  seconds {seconds[name].round(1).tolist()}")
+for name, found in watches.items():
+    ends = [watch.correlation[finished(watch)] for watch in found]
+    late = sum(float(end.min()) <= 0.5 or float(end.max()) >= 2 for end in ends)
+    print(
+        f"{name}: updates {updates[name].astype(int).tolist()}, not done {late}, seconds {seconds[name].round(1).tolist()}"
+    )
 
 # %%
 for name, other in (
@@ -2530,6 +2548,7 @@ def space(watch, at=None):
 
 spaces = [space(watch) for watch in watches["SGD"]]
 between = [spectra.subspace_overlap(spaces[run], spaces[(run + 1) % 5]) for run in range(5)]
+print(f"overlap of two SGD runs: {np.mean(between):.3f}")
 for name, others in (
     ("speed-subspace", [space(watch) for watch in watches["preconditioned"]]),
     ("speed-subspace-start", [space(watch, 0) for watch in watches["preconditioned"]]),
@@ -2539,7 +2558,7 @@ for name, others in (
     found = probe.paired_interval(same, between)
     ledger.record(f"stepwise.{name}", found.mean, interval=(found.low, found.high), n=5)
 
-# %% mystnb={"figure": {"caption": "Can training be sped up? Number of modes of a convolutional network with an eigenvalue above one half, on unseen pairs, over the number of updates; thin: five seeds each, thick: their mean.", "name": "fig-speed"}, "image": {"alt": "Step curves from zero to eight. Those of the preconditioned runs and of Muon rise to eight within about a hundred updates, those of SGD take two to three times as many, those of Adam more."}}
+# %% mystnb={"figure": {"caption": "Can training be sped up? Number of modes of a convolutional network with an eigenvalue above one half, on unseen pairs, over the number of updates; thin: five seeds each, thick: their mean.", "name": "fig-speed"}, "image": {"alt": "Step curves from zero to eight. Those of the preconditioned runs and of Muon rise to eight first, those of SGD take longer; those of Adam do not all reach eight."}}
 fig, ax = plt.subplots()
 for (name, found), color in zip(watches.items(), COLORS, strict=False):
     modes = [(watch.correlation > 0.5).sum(1) for watch in found]
@@ -2552,16 +2571,19 @@ _ = ax.set(xlabel="updates", ylabel="learned modes", ylim=(-0.3, k + 0.6))
 # %% [markdown]
 # SGD needs {measured}`stepwise.speed-preconditioned|.2f` times as many updates as the preconditioned runs
 # {verdict}`stepwise.speed-preconditioned`, {measured}`stepwise.speed-muon|.2f` times as many as Muon
-# {verdict}`stepwise.speed-muon`, and {measured}`stepwise.speed-preconditioned-adam|.2f` times as many as Adam (a value
-# below one: Adam is slower). The seconds that the cell prints tell the same story, since the preconditioner costs one
-# $k\times k$ eigendecomposition an update. Do the fast runs learn the same? Two SGD runs with different seeds agree only in
-# part, because batches and starts differ; a preconditioned run agrees with the SGD run of its own start by
-# {measured}`stepwise.speed-subspace|.3f` more {verdict}`stepwise.speed-subspace`, Muon by
+# {verdict}`stepwise.speed-muon`, and {measured}`stepwise.speed-preconditioned-adam|.2f` times as many as Adam (below
+# one: Adam is slower, and by more than that where its runs did not finish). The cell prints the seconds, too; the
+# preconditioner costs one $k\times k$ eigendecomposition an update. Do the fast runs learn the same? Two SGD runs with
+# different seeds, whose overlap the cell prints, differ in batches and start. At the moment when all modes are learned,
+# a preconditioned run agrees with the SGD run of its own start and batches more than they do, by
+# {measured}`stepwise.speed-subspace|.3f` {verdict}`stepwise.speed-subspace`; Muon by
 # {measured}`stepwise.speed-subspace-muon|.3f` {verdict}`stepwise.speed-subspace-muon`, the network before training by
-# {measured}`stepwise.speed-subspace-start|.2f|value`.
+# {measured}`stepwise.speed-subspace-start|.2f|value` (negative: less).
 #
-# So where these verdicts read *reproduced*, the answer to the authors' question is yes, by the mechanism that they
-# proposed, within these limits: one small network, one data set, Barlow Twins, a count of modes and no downstream task.
+# So where these verdicts read *reproduced*, the answer to the authors' question is yes, with a step of the kind that
+# they proposed, within these limits: few learning rates were tried, no control separates the direction of the new
+# gradient from its size at the start, and it is one small network, one data set, Barlow Twins, a count of modes and
+# no downstream task.
 
 # %% [markdown]
 # ## Experiment 7: the long tail
@@ -2582,7 +2604,9 @@ _ = ax.set(xlabel="updates", ylabel="learned modes", ylim=(-0.3, k + 0.6))
 # minimum-norm solution has $W^\top W=\Gamma^+$, and $\pi_c\mu_c^\top\Gamma^+\mu_c=1$. So a class has a
 # time, when $q_c=\frac12$. As $\pi_c\to0$ all other modes converge to those of the other classes, and what is left for
 # class $c$ is the part of $\mu_c$ orthogonal to their means, of squared length $h_c$: its eigenvalue is
-# $\pi_ch_c+O(\pi_c^2)$, and its time is {eq}`eq-critical-time` with that eigenvalue and the smallest start. *The
+# $\pi_ch_c+O(\pi_c^2)$, and its time is {eq}`eq-critical-time` with that eigenvalue and the last start,
+# $s_{10}(0)=R_{10,10}$. Inputs are the leading principal components, whitened within the classes, and the times are
+# those of the closed form {eq}`eq-singular-values` with all ten modes: no network is trained for this part. *The
 # companion's own.*
 
 
@@ -2617,8 +2641,7 @@ for c, (i, share) in track(list(itertools.product(range(10), enumerate(shares)))
     for name, length in (("", h), ("-norm", mu[c].square().sum())):
         predicted[name][c, i] = stepwise.critical_times(share * length, s0[-1])
 for name, times in predicted.items():
-    found = probe.median_interval((measured / times)[:, -1].tolist())
-    ledger.record("stepwise.class-time" + name, found.mean, interval=(found.low, found.high), n=10)
+    ledger.record("stepwise.class-time" + name, (measured / times)[:, -1].median(), n=10)
 
 
 # %%
@@ -2657,7 +2680,7 @@ for name, balanced in (("", False), ("-balanced", True)):
     found = probe.mean_interval([tail_run(run, balanced) for run in range(5)])
     ledger.record("stepwise.tail-order" + name, found.mean, interval=(found.low, found.high), n=5)
 
-# %% mystnb={"figure": {"caption": "How long does a rare class wait? Time at which a class is learned over its share, when its share shrinks and the other nine share the rest equally; ten classes, linear encoder on class means of Fashion-MNIST. Lines: the prediction from share and distance of its mean.", "name": "fig-tail"}, "image": {"alt": "Ten lines on logarithmic axes rise to the left with slope near minus one; dots lie on them where the share is small."}}
+# %% mystnb={"figure": {"caption": "How long does a rare class wait? Time at which a class is learned over its share, when its share shrinks and the other nine share the rest equally. Dots: closed form with all ten modes, from class means of Fashion-MNIST. Lines: the limit of a small share, from share and distance of the mean alone.", "name": "fig-tail"}, "image": {"alt": "Ten lines on logarithmic axes rise to the left with slope near minus one; dots lie on them where the share is small."}}
 fig, ax = plt.subplots()
 for c in range(10):
     ax.loglog(shares, predicted[""][c], color=COLORS[c % 7], lw=1)
@@ -2665,13 +2688,14 @@ for c in range(10):
 _ = ax.set(xlabel="share of the class, $\\pi_c$", ylabel="time when $q_c=1/2$")
 
 # %% [markdown]
-# At a share of one in a thousand, the measured time over the predicted one is {measured}`stepwise.class-time|.3f` in
-# the median over the ten classes {verdict}`stepwise.class-time`; with the squared norm of the class's mean in place of
-# $h_c$ it would be {measured}`stepwise.class-time-norm|.1f|value`. So it is not the share alone that counts: a rare
-# class whose mean lies near the span of the others waits longest.
+# At a share of one in a thousand, the time in the closed form over that of the small-share limit is
+# {measured}`stepwise.class-time|.3f` in the median over the ten classes {verdict}`stepwise.class-time`; with the
+# squared norm of the class's mean in place of $h_c$ it would be {measured}`stepwise.class-time-norm|.1f`. So it is
+# not the share alone that counts: a rare class whose mean lies near the span of the others waits longest.
 #
 # A perceptron that is trained on sampled class mates of a long-tailed set, with shares falling by a factor of $0.6$
-# from class to class in random order, keeps that order: the rank correlation of a class's share with its time is
+# from class to class in random order, can be asked for the same order. Over five runs, in which classes that are not
+# learned in time are tied for last, the rank correlation of a class's share with its time is
 # {measured}`stepwise.tail-order|.2f` {verdict}`stepwise.tail-order`, and
 # {measured}`stepwise.tail-order-balanced|.2f` when all classes are equally frequent and only ranked as if they were
 # not.
@@ -2682,7 +2706,7 @@ _ = ax.set(xlabel="share of the class, $\\pi_c$", ylabel="time when $q_c=1/2$")
 # The `gpu` profile runs ResNets on STL-10 {cite:p}`coates2011analysis` under the three losses, ResNet-18 from four start
 # scales and then ResNet-50, looks at 1,000 pairs every twenty updates, and takes the blockwise tangent kernel of the
 # result, over its first four outputs. What the paper says about its own runs (architecture, data, losses, 1,000 pairs,
-# small start, small rate) is followed; its rates, widths and batches are not known to us, so these are ours.
+# small start, small rate) is followed, except that our small start scales the last layer only; its rates, widths and batches are not known to us, so these are ours.
 
 # %% tags=["hide-input"]
 networks = ((18, 0.001), (18, 0.01), (18, 0.1), (18, 1.0), (50, 0.01), (50, 1.0))

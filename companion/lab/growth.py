@@ -20,7 +20,7 @@ from companion.lab import augment, distributed, encoders, steps, train
 from companion.lab.data import ImageSet
 from companion.theory import losses
 
-#: The three losses of the paper's section 6; SimCLR at temperature 1/2, VICReg at 25, 25, 1.
+#: The three losses of the paper's section 6; coefficients are ours: SimCLR at temperature 1/2, VICReg at 25, 25, 1.
 LOSSES: dict[str, train.Loss] = {
     "barlow_twins": lambda z1, z2: losses.barlow_twins(z1, z2, sum_over_workers=_add()),
     "vicreg": lambda z1, z2: losses.vicreg(z1, z2, sum_over_workers=_add()),
