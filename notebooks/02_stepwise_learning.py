@@ -2526,9 +2526,8 @@ updates, seconds = (
 for name, found in watches.items():
     ends = [watch.correlation[finished(watch)] for watch in found]
     late = sum(float(end.min()) <= 0.5 or float(end.max()) >= 2 for end in ends)
-    print(
-        f"{name}: updates {updates[name].astype(int).tolist()}, not done {late}, seconds {seconds[name].round(1).tolist()}"
-    )
+    print(f"{name}: updates {updates[name].astype(int).tolist()}, not done {late}")
+    print(f"{name}: seconds {seconds[name].round(1).tolist()}")
 
 # %%
 for name, other in (
