@@ -8,7 +8,6 @@ import sympy
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.integrate import solve_ivp
 from scipy.optimize import brentq
 
 from companion.theory.stepwise import (
@@ -21,37 +20,9 @@ from companion.theory.stepwise import (
     rise_times,
     singular_values,
 )
+from tests.theory.linear_flow import MIXED, correlation, follow, gaussian, with_spectrum
 
-MIXED = torch.tensor([2.0, 1.3, 0.9, 0.0, -0.3, -0.7, -2.5], dtype=torch.float64)  # three modes can be learned
 POSITIVE, SIGNED, TIMES = st.floats(1e-3, 10), st.floats(-10, 10), st.floats(0, 5)
-
-
-def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def with_spectrum(gamma: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """A symmetric matrix with these eigenvalues, and its eigenvectors in their order."""
-    V = torch.linalg.qr(gaussian(len(gamma), len(gamma), seed=seed)).Q
-    Gamma = (V * gamma) @ V.T
-    return (Gamma + Gamma.T) / 2, V
-
-
-def follow(Gamma: torch.Tensor, W0: torch.Tensor, times: list[float] | np.ndarray, rtol: float = 1e-11) -> torch.Tensor:
-    """Integrate the matrix flow; shape (times, k, m)."""
-    G, shape = Gamma.numpy(), W0.shape
-
-    def velocity(_, w):
-        signal = w.reshape(shape) @ G
-        return (4 * (signal - signal @ w.reshape(shape).T @ signal)).ravel()
-
-    atol = rtol * min(1.0, float(W0.abs().max())) * 1e-3
-    w = solve_ivp(velocity, (0, times[-1]), W0.numpy().ravel(), method="DOP853", t_eval=times, rtol=rtol, atol=atol)
-    return torch.from_numpy(w.y.T.reshape(-1, *shape))
-
-
-def correlation(W: torch.Tensor, Gamma: torch.Tensor) -> torch.Tensor:
-    return W @ Gamma @ W.mT
 
 
 def test_cross_correlation_is_means_minus_half_differences():
