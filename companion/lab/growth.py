@@ -2,7 +2,8 @@ r"""Recipes for watching an embedding grow: three losses, from a small start and
 
 A *small start* is one from which every embedding is (almost) the same point. Barlow Twins and VICReg see the length
 of an embedding, so there all weights (or the last layer's) are made small. SimCLR sees directions only and is blind to
-a common scale; there the last layer's weights are made small beside a bias of length one, so that all directions agree.
+a common scale; there the weights are made small beside a bias of length one in the last layer, so that all directions
+agree.
 """
 
 from __future__ import annotations
