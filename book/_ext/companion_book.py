@@ -31,6 +31,7 @@ from companion.ledger import paths
 
 MATHJAX_PACKAGE = "sphinx-mathjax-offline"  # its own extension would copy 24 MB; one file of it is enough
 MATHJAX_FILE = "tex-svg-full.js"
+SOURCE_MAP = re.compile(r"\s*(?:/\*|//)# sourceMappingURL=\S+(?: ?\*/)?\s*$")
 FONT_PRELOAD = re.compile(r'\s*<link rel="preload" as="font"[^>]*>')
 
 
@@ -151,6 +152,17 @@ def drop_font_preloads(app: Sphinx, error: Exception | None) -> None:
             page.write_text(FONT_PRELOAD.sub("", text), encoding="utf-8")
 
 
+def drop_source_maps(app: Sphinx, error: Exception | None) -> None:
+    """Take the theme's source maps out of the site, over 1 MB that only its own developers need, and their mentions."""
+    if error is not None or app.builder.format != "html":
+        return
+    for source_map in (Path(app.outdir) / "_static").rglob("*.map"):
+        source = source_map.with_suffix("")  # bootstrap.css.map describes bootstrap.css
+        if source.is_file():
+            source.write_text(SOURCE_MAP.sub("\n", source.read_text(encoding="utf-8")), encoding="utf-8")
+        source_map.unlink()
+
+
 def tidy_page(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
     """Drop thebe's scripts, set the theme's mode, add the ``.py`` to a chapter's download menu.
 
@@ -210,6 +222,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("html-page-context", tidy_page, priority=900)
     app.connect("build-finished", copy_notebook_sources)
     app.connect("build-finished", drop_font_preloads)
+    app.connect("build-finished", drop_source_maps)
     own = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     # a changed extension makes every page stale: Sphinx itself looks at the pages and their dependencies only
     return {"version": "1", "env_version": zlib.crc32(own), "parallel_read_safe": True, "parallel_write_safe": True}

@@ -96,6 +96,13 @@ def test_the_site_is_small(site):
     assert sum(file.stat().st_size for file in site.rglob("*") if file.is_file()) <= LIMIT
 
 
+def test_no_source_map_and_no_mention_of_one(site):
+    assert list(site.rglob("*.map")) == []
+    sources = [file for kind in ("css", "js") for file in (site / "_static").rglob(f"*.{kind}")]
+    assert len(sources) > 5
+    assert [file.name for file in sources if "sourceMappingURL=" in file.read_text(encoding="utf-8")[-200:]] == []
+
+
 def test_index_leads_to_the_front_page(site):
     meta = parse(site / "index.html").find("meta", attrs={"http-equiv": re.compile("refresh", re.IGNORECASE)})
     assert meta is not None
