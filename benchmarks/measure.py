@@ -52,6 +52,6 @@ def seconds(call: Callable[[], object], n: int, warm: int = 1) -> list[float]:
 
 def machine() -> dict[str, str]:
     """Where the numbers come from, as the stamp of a run says it."""
-    seal = stamp.collect("benchmarks", "benchmarks", seed=0, started=stamp.now(), began=time.monotonic())
+    seal = stamp.collect({}, seed=0, started=stamp.now(), began=time.monotonic())
     kept = {key: str(seal[key]) for key in ("processor", "platform", "device", "threads", "python")}
     return {**kept, **seal["packages"]}
