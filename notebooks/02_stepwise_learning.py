@@ -48,7 +48,7 @@ from scipy.optimize import brentq, root
 from scipy.stats import spearmanr
 
 from companion import ledger
-from companion.lab import augment, byol, data, encoders, growth, pretrain, probe, steps, train
+from companion.lab import augment, byol, data, encoders, growth, predictors, pretrain, probe, steps, train
 from companion.ledger.figures import COLORS, label_line
 from companion.progress import track
 from companion.theory import losses, ntk, spectra, spectral, stepwise
@@ -2303,7 +2303,8 @@ byol_overlap, byol_watches = [], []
 for run in range(seeds):
     start = dataclasses.replace(perceptrons["simclr", True, run][0], options=train.Options())
     draw = torch.Generator().manual_seed(1000 * seed + run)
-    model = byol.Byol(start.start(1000 * seed + run), k, 64, generator=draw)
+    predictor = predictors.Trained(k, hidden=64, bias=True, affine=True, generator=draw)
+    model = byol.Siamese(start.start(1000 * seed + run), predictor)
     watch = steps.Watch(*views, normalise=True, encoder=lambda model: model.encoder)
     options = train.Options(60 if smoke else 600, pairs, lr=0.1, weight_decay=0.0, cosine=False)
     train.fit(model, steps.fixed_pairs(*views), byol.objective, options, what="BYOL", observe=watch, observe_every=2)

@@ -1,15 +1,14 @@
 """The book's own Sphinx extension: the ledger in the pages, mathematics without a network, downloads.
 
 ``companion_ledger``, ``companion_directives`` and ``companion_runs`` hold the roles and directives that print
-numbers of the run, ``companion_explorables`` the figures that a reader moves. This file wires them up and looks
-after what the finished site has to have: one local MathJax file, the TeX macros, each chapter's ``.py`` beside its
-``.ipynb``, and no script that could fail without a network.
+numbers of the run, ``companion_explorables`` the figures that a reader moves, ``companion_diet`` what the site can do
+without. This file wires them up and looks after what the finished site has to have: one local MathJax file, the TeX
+macros, each chapter's ``.py`` beside its ``.ipynb``, and no script that could fail without a network.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tomllib
 import zlib
@@ -17,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import companion_diet
 import companion_ledger
 from companion_directives import ClaimsTable, LedgerPage
 from companion_explorables import Explorable
@@ -31,8 +31,6 @@ from companion.ledger import paths
 
 MATHJAX_PACKAGE = "sphinx-mathjax-offline"  # its own extension would copy 24 MB; one file of it is enough
 MATHJAX_FILE = "tex-svg-full.js"
-SOURCE_MAP = re.compile(r"\s*(?:/\*|//)# sourceMappingURL=\S+(?: ?\*/)?\s*$")
-FONT_PRELOAD = re.compile(r'\s*<link rel="preload" as="font"[^>]*>')
 
 
 def read_macros(path: Path) -> dict[str, str | list[str | int]]:
@@ -120,8 +118,13 @@ def static_files(app: Sphinx) -> list[Path]:
 
 
 def stale_pages(app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]) -> set[str]:
-    """All pages, when a static file has changed: Sphinx copies none while every page is up to date."""
-    digest = zlib.crc32(b"".join(file.name.encode() + file.read_bytes() for file in static_files(app)))
+    """All pages, when a static file has changed or a chapter has come or gone, which no page could foresee.
+
+    Sphinx copies no static file while every page is up to date, and a page depends on files that were there when it was
+    read: the ledger, say, on the records of the chapters of that time.
+    """
+    parts = [file.name.encode() + file.read_bytes() for file in static_files(app)]
+    digest = zlib.crc32(b"".join([*parts, *(chapter.encode() for chapter in companion_ledger.chapters(env))]))
     known, env.companion_static = getattr(env, "companion_static", None), digest  # pyright: ignore
     return set() if known == digest else set(env.found_docs)
 
@@ -137,30 +140,6 @@ def copy_notebook_sources(app: Sphinx, error: Exception | None) -> None:
         target = Path(app.outdir) / "_sources" / companion_ledger.CHAPTERS / source.name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
-
-
-def drop_font_preloads(app: Sphinx, error: Exception | None) -> None:
-    """Take the theme's font preloads out of every page: under ``file://`` a browser refuses them with an error.
-
-    The fonts themselves come through the style sheet, so nothing changes to the eye.
-    """
-    if error is not None or app.builder.format != "html":
-        return
-    for page in Path(app.outdir).rglob("*.html"):
-        text = page.read_text(encoding="utf-8")
-        if FONT_PRELOAD.search(text):
-            page.write_text(FONT_PRELOAD.sub("", text), encoding="utf-8")
-
-
-def drop_source_maps(app: Sphinx, error: Exception | None) -> None:
-    """Take the theme's source maps out of the site, over 1 MB that only its own developers need, and their mentions."""
-    if error is not None or app.builder.format != "html":
-        return
-    for source_map in (Path(app.outdir) / "_static").rglob("*.map"):
-        source = source_map.with_suffix("")  # bootstrap.css.map describes bootstrap.css
-        if source.is_file():
-            source.write_text(SOURCE_MAP.sub("\n", source.read_text(encoding="utf-8")), encoding="utf-8")
-        source_map.unlink()
 
 
 def tidy_page(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
@@ -221,8 +200,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("doctree-resolved", drop_thebe_config, priority=900)
     app.connect("html-page-context", tidy_page, priority=900)
     app.connect("build-finished", copy_notebook_sources)
-    app.connect("build-finished", drop_font_preloads)
-    app.connect("build-finished", drop_source_maps)
+    app.connect("build-finished", companion_diet.slim)
     own = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     # a changed extension makes every page stale: Sphinx itself looks at the pages and their dependencies only
     return {"version": "1", "env_version": zlib.crc32(own), "parallel_read_safe": True, "parallel_write_safe": True}

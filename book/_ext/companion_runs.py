@@ -56,7 +56,7 @@ class CostCard(RunDirective):
         up = "../" * self.env.docname.count("/") + "_sources"
         links = " ".join(
             f'<a class="cost-download" href="{up}/{CHAPTERS}/{run.chapter}.{ending}" download>{text}</a>'
-            for ending, text in (("ipynb", "executed notebook (.ipynb)"), ("py", "source (.py)"))
+            for ending, text in (("ipynb", "executed notebook, pictures left out (.ipynb)"), ("py", "source (.py)"))
         )
         download = nodes.raw("", f'<p class="cost-links">Download: {links}</p>', format="html")
         return [box("cost-card", *shown, download)]

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from companion.lab import distributed
+from companion.lab import distributed, optimizers
 from companion.lab.muon import Muon
 from companion.progress import track
 
@@ -119,6 +119,7 @@ def fit(
     Both views of a batch go through the model together, so batch norm takes its moments over the 2n views. Under
     torchrun (after `distributed.start`) every worker draws the same batch and embeds its own rows; given a loss that is
     written with `distributed.sum_over_workers` or `distributed.gather`, the result is that of one process.
+    A model may have `parameter_groups` (see `optimizers.build`) and `after_update`; its memory belongs into buffers.
 
     Args:
         model: from a batch of views to (n, k) embeddings.
@@ -147,7 +148,8 @@ def fit(
     device = torch.device(device) if device is not None else next(model.parameters()).device
     layout = torch.channels_last if options.channels_last else torch.preserve_format
     distributed.with_global_batch_norm(model.to(device=device, memory_format=layout)).train()  # type: ignore[call-overload]
-    optimizer = _optimizer(model, options)
+    optimizer = optimizers.build(model, options)
+    follow = model.after_update if isinstance(model, Follows) else None
     generator = torch.Generator(device).manual_seed(options.seed)
     losses = torch.zeros(options.steps, dtype=torch.float64, device=device)
     path = Path(checkpoint) if checkpoint is not None else None
@@ -171,6 +173,9 @@ def fit(
         value.backward()
         distributed.average_gradients(model)
         optimizer.step()
+        if follow is not None:
+            with torch.no_grad():
+                follow()
         losses[step] = value.detach()
         done = step + 1
         save = path is not None and (done % options.checkpoint_every == 0 or done == options.steps)
@@ -208,18 +213,6 @@ def image_pairs(
         return x1, x2
 
     return sample
-
-
-def _optimizer(model: nn.Module, options: Options) -> torch.optim.Optimizer | Muon:
-    if options.optimizer == "muon":
-        optimizer = Muon(model, options.lr, options.adamw_lr, options.momentum, options.weight_decay)
-    elif options.optimizer == "adam":
-        optimizer = torch.optim.Adam(model.parameters(), options.lr, weight_decay=options.weight_decay)
-    else:
-        optimizer = torch.optim.SGD(model.parameters(), options.lr, options.momentum, weight_decay=options.weight_decay)
-    for group in optimizer.param_groups:
-        group["largest_lr"] = group["lr"]
-    return optimizer
 
 
 def _finite(losses: Tensor, what: str) -> float:
@@ -288,6 +281,14 @@ class _Run:
                 raise ValueError(f"{path}: expected a checkpoint of an observed run, found none; remove it or rename")
             self.observe.load_state_dict(state["observed"])
         return state["done"], state["seconds"]
+
+
+@runtime_checkable
+class Follows(Protocol):
+    """A model that does something after each update."""
+
+    def after_update(self) -> None:
+        """Called without gradients, on every worker, before anybody looks."""
 
 
 @runtime_checkable

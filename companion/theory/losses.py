@@ -33,8 +33,7 @@ def spectral_contrastive(
     matrices, $\sum_{i,j}(z_i^\top z_j^+)^2 = \mathrm{tr}(Z_1^\top Z_1\,Z_2^\top Z_2)$, and is cheaper when $2k < n$.
 
     Args:
-        z1: embeddings of first views, shape (n, k), any float dtype.
-        z2: embeddings of second views, shape (n, k).
+        z1, z2: embeddings of first and second views, shape (n, k) each, any float dtype.
         mu: weight $\mu$ of repulsion; $\mu = 1$ is the loss of the theory.
         form: "gram", "pairs", or "auto" for the cheaper of the two.
         sum_over_workers: autograd-aware sum of a vector over workers; the loss is then that of the global batch.
@@ -79,10 +78,7 @@ def spectral_contrastive(
 
 
 def info_nce(
-    z1: Float[Tensor, "n k"],
-    z2: Float[Tensor, "n k"],
-    temperature: float,
-    gather: Collective | None = None,
+    z1: Float[Tensor, "n k"], z2: Float[Tensor, "n k"], temperature: float, gather: Collective | None = None
 ) -> Float[Tensor, ""]:
     r"""Compute the symmetric InfoNCE (NT-Xent) loss over all $2n$ views.
 
@@ -92,8 +88,7 @@ def info_nce(
     where $a^+$ is the other view of the same image.
 
     Args:
-        z1: embeddings of first views, shape (n, k), any float dtype; only directions matter.
-        z2: embeddings of second views, shape (n, k).
+        z1, z2: embeddings of first and second views, shape (n, k) each, any float dtype; only directions matter.
         temperature: $\tau > 0$.
         gather: autograd-aware concatenation of rows over workers; the loss is then that of the global batch.
 
@@ -107,9 +102,7 @@ def info_nce(
         Chen et al. (2020), Eq. (1).
 
     Examples:
-        One image in two equal views among two: each view sees the other and two orthogonal ones.
-
-        >>> z = torch.eye(2)
+        >>> z = torch.eye(2)  # two images, each in two equal views: one other view, two orthogonal ones
         >>> round(float(info_nce(z, z, temperature=1.0).exp()), 4)  # 1 + 2 / e
         1.7358
     """
@@ -228,28 +221,37 @@ def vicreg(
     return (loss / k).to(dtype)
 
 
-def byol(prediction: Float[Tensor, "n k"], target: Float[Tensor, "n k"]) -> Float[Tensor, ""]:
-    r"""Compute the BYOL loss, the mean of $2 - 2\cos\angle(p_i, t_i)$ over rows; no gradient flows into the target.
-
-    Workers need no message: the mean of their losses is that of the global batch.
+def byol(
+    prediction: Float[Tensor, "n k"],
+    target: Float[Tensor, "n k"],
+    *,
+    stop_gradient: bool = True,
+    normalize: bool = True,
+) -> Float[Tensor, ""]:
+    r"""Compute the BYOL loss, the mean of $2 - 2\cos\angle(p_i, t_i)$ over rows.
 
     Args:
-        prediction: what the online network expects of the other view, shape (n, k).
-        target: embedding of that view by the slow copy, shape (n, k), taken as constant.
+        prediction, target: what the online network expects of the other view, and the target's embedding of it, (n, k).
+        stop_gradient: whether the target is taken as constant.
+        normalize: False for the loss of the linear theory, the mean of $\frac12\lVert p_i - t_i\rVert^2$.
 
     Returns:
-        The loss, a scalar between 0 and 4.
+        The loss, a scalar, in float32 where the embeddings are of lower precision; of several workers take the mean.
 
     References:
-        Grill et al. (2020), one of the two directions.
+        Grill et al. (2020), one of the two directions; `eq-siamese-loss`.
 
     Examples:
-        >>> float(byol(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [3.0, 0.0]])))
-        1.0
+        >>> p, t = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [3.0, 0.0]])
+        >>> float(byol(p, t)), float(byol(p, t, normalize=False))
+        (1.0, 2.75)
     """
     _check_pair(prediction, target, "byol")
     dtype = torch.promote_types(prediction.dtype, torch.float32)
-    p, t = (functional.normalize(z.to(dtype), dim=1) for z in (prediction, target.detach()))
+    p, t = prediction.to(dtype), (target.detach() if stop_gradient else target).to(dtype)
+    if not normalize:
+        return (p - t).square().sum(1).mean() / 2
+    p, t = (functional.normalize(z, dim=1) for z in (p, t))
     return 2 - 2 * (p * t).sum(1).mean()
 
 

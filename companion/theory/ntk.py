@@ -19,6 +19,8 @@ from torch.func import functional_call, grad, jacrev, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from companion.theory.ntk_dense import from_layers, rounding
+
 Method = Literal["jacobian", "dense", "blocks"]
 
 
@@ -148,7 +150,7 @@ def _kernel(
     if method == "jacobian":
         K = _from_jacobian(model, parameters, x, x_new, chosen, chunk)
     elif method == "dense":
-        K = _from_layers(model, x, x_new, chosen)
+        K = from_layers(model, x, x_new, chosen)
     else:
         K = _from_blocks(model, parameters, x, x_new, chosen, chunk, held)
     if not K.isfinite().all():
@@ -170,14 +172,9 @@ def _count_outputs(model: nn.Module, x: Tensor) -> int:
         raise ValueError(f"ntk: a batch must give outputs of shape (n, k), one point gave {tuple(alone.shape)}")
     if not alone.isfinite().all():
         raise ValueError("ntk: the model's outputs are not finite; are all weights?")
-    if (beside[:1] - alone).abs().max() > _tolerance(alone):
+    if (beside[:1] - alone).abs().max() > rounding(alone):
         raise ValueError("ntk: the output of a point depends on the other points of its batch, or on chance")
     return alone.shape[1]
-
-
-def _tolerance(values: Tensor) -> float:
-    """What rounding may do to values of this size; far less than a wrong formula does."""
-    return float(values.abs().max()) * torch.finfo(values.dtype).eps ** 0.5
 
 
 def _from_jacobian(
@@ -266,90 +263,3 @@ def _gram(left: list[Tensor], right: list[Tensor]) -> Float[Tensor, "N q"]:
         B = A if right is left else torch.cat([rows[:, low : low + step] for rows in right]).double()
         K = K + A @ B.T
     return torch.as_tensor(K)
-
-
-@torch.enable_grad()
-def _from_layers(model: nn.Module, x: Tensor, x_new: Tensor | None, outputs: list[int]) -> Tensor:
-    """Sum over linear layers of Gram matrices of inputs times Gram matrices of backpropagated outputs."""
-    layers = _linear_layers(model)
-    left = _Passed(model, layers, x, outputs)
-    right = left if x_new is None else _Passed(model, layers, x_new, outputs)
-    backward = [torch.zeros((), dtype=torch.float64, device=x.device)] * len(layers)
-    for output in outputs:
-        g = left.gradients(output)
-        h = g if right is left else right.gradients(output)
-        backward = [B + g_l @ h_l.T for B, g_l, h_l in zip(backward, g, h, strict=True)]
-    K = torch.zeros(len(x), len(x if x_new is None else x_new), dtype=torch.float64, device=x.device)
-    for layer, a, b, B in zip(layers, left.inputs, right.inputs, backward, strict=True):
-        forward = a.double() @ b.double().T if layer.weight.requires_grad else torch.zeros_like(K)
-        K += (forward + (layer.bias is not None and layer.bias.requires_grad)) * B
-    return K
-
-
-def _linear_layers(model: nn.Module) -> list[nn.Linear]:
-    """Return the layers that own the trainable parameters; complain unless they are linear and share none."""
-    layers = [
-        module
-        for module in model.modules()
-        if type(module) is nn.Linear and any(p.requires_grad for p in module.parameters())
-    ]
-    owned = [id(p) for layer in layers for p in (layer.weight, layer.bias) if p is not None]
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if parameter.requires_grad and owned.count(id(parameter)) != 1:
-            why = "is shared by several layers" if id(parameter) in owned else "belongs to no nn.Linear"
-            raise ValueError(f'ntk: "dense" needs linear layers; "{name}" {why}: take "jacobian" or "blocks"')
-    return layers
-
-
-class _Passed:
-    """Points that have passed through a model: what came into its linear layers, and the graph to go back."""
-
-    def __init__(self, model: nn.Module, layers: list[nn.Linear], x: Tensor, outputs: list[int]) -> None:
-        seen: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
-
-        def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            seen[layer].append((inputs[0].detach(), output))
-            return output.clone()  # an in-place activation must not overwrite what was kept
-
-        hooks = [layer.register_forward_hook(keep) for layer in layers]
-        try:
-            self.f = model(x)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        for layer, calls in seen.items():
-            shapes = [tuple(a.shape) for a, _ in calls]
-            if len(calls) != 1 or len(shapes[0]) != 2 or shapes[0][0] != len(x):
-                raise ValueError(
-                    f'ntk: "dense" needs each linear layer once, on an input ({len(x)}, width); {layer} '
-                    f'had inputs {shapes}: take "jacobian" or "blocks"'
-                )
-        self.inputs = [seen[layer][0][0] for layer in layers]
-        self.sums = [seen[layer][0][1] for layer in layers]
-        self._check_weights(layers, outputs)
-
-    def gradients(self, output: int) -> list[Tensor]:
-        """Return the derivatives of one output by the outputs of each layer, (n, width), float64."""
-        g = torch.autograd.grad(
-            self.f[:, output].sum(), self.sums, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        return [g_l.double() for g_l in g]
-
-    def _check_weights(self, layers: list[nn.Linear], outputs: list[int]) -> None:
-        """Compare one gradient by weights with autograd's: a weight may also be used outside its layer."""
-        owned = [(i, p) for i, layer in enumerate(layers) for p in layer.parameters() if p.requires_grad]
-        found = torch.autograd.grad(
-            self.f[:, outputs].sum(),
-            [*self.sums, *(p for _, p in owned)],
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        for (i, p), gradient in zip(owned, found[len(layers) :], strict=True):
-            a, g = self.inputs[i], found[i]
-            expected, size = (g.T @ a, g.abs().T @ a.abs()) if p.ndim == 2 else (g.sum(0), g.abs().sum(0))
-            if (gradient - expected).abs().max() > _tolerance(size):
-                raise ValueError(
-                    f'ntk: "dense" needs each weight in its layer only; one of {layers[i]} also acts elsewhere: '
-                    'take "jacobian" or "blocks"'
-                )

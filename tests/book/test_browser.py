@@ -79,6 +79,40 @@ def test_line_figures_are_inverted_in_the_dark_and_photographs_are_not(site, bro
             assert ("invert" in look) == (mode == "dark" and not photo)
 
 
+ICONS = """
+const done = arguments[0];
+document.fonts.ready.then(() => done({
+  fonts: [...document.fonts].filter(f => f.status !== "unloaded").map(f => f.status),
+  blank: [...document.querySelectorAll("i[class*='fa-']")].filter(i => i.offsetParent && (
+    getComputedStyle(i, "::before").content === "none" || i.getBoundingClientRect().width < 5)).map(i => i.className),
+  shown: [...document.querySelectorAll("i[class*='fa-']")].filter(i => i.offsetParent).length,
+}));
+"""
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_icons_are_drawn_from_a_font_on_disk(site, browser, mode, screen):
+    load(browser, (site / "book/index.html").as_uri(), mode, screen)
+    found = browser.execute_async_script(ICONS)
+    assert found["shown"] >= 4  # menu, download, full screen, light or dark
+    assert found["blank"] == []
+    assert found["fonts"] == ["loaded"]
+
+
+def test_the_check_of_icons_sees_a_font_that_is_gone(site, browser, tmp_path):
+    sheet = next((site / "_static/vendor/fontawesome").rglob("*.css"))
+    page, copy = tmp_path / "page.html", tmp_path / "css" / sheet.name
+    copy.parent.mkdir()
+    copy.write_bytes(sheet.read_bytes())
+    page.write_text(
+        f'<link rel="stylesheet" href="css/{sheet.name}"><i class="fa-solid fa-bars"></i><i class="fa-x-y"></i>'
+    )
+    load(browser, page.as_uri())
+    found = browser.execute_async_script(ICONS)
+    assert (found["fonts"], found["blank"], found["shown"]) == (["error"], ["fa-x-y"], 2)
+
+
 def test_search_works_without_a_server(site, browser):
     load(browser, (site / "search.html").as_uri() + "?q=conductance")
     found = browser.execute_async_script(

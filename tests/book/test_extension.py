@@ -32,6 +32,7 @@ def change(file: Path) -> None:
     [
         "companion_book",
         "companion_ledger",
+        "companion_diet",
         "companion_directives",
         "companion_explorables",
         "companion_runs",
@@ -251,6 +252,20 @@ def test_changed_claims_rebuild_the_pages_that_use_them(tiny):
     change(file)
     assert book.build() == [CHAPTER, "book/ledger"]
     assert "reproduced" in text_of(book.page(CHAPTER))
+
+
+def test_a_new_chapter_comes_into_the_ledger(tiny):
+    book = tiny("Text.")
+    book.build()
+    assert book.build() == []
+    for file in (book.root / "claims/tiny.toml", book.root / "_build/cpu/chapters/01_tiny.json"):
+        new = file.with_name(file.name.replace("01_tiny", "02_small").replace("tiny.toml", "small.toml"))
+        new.write_text(file.read_text().replace("01_tiny", "02_small").replace("tiny", "small"))
+    book.write("notebooks/02_small.py", "# %%\n")
+    book.write("source/book/chapters/02_small.md", "---\norphan: true\n---\n# Small chapter\n")
+    assert "book/ledger" in book.build()
+    assert "small.identity" in text_of(book.page("book/ledger"))
+    assert book.build() == []
 
 
 def test_another_profile_shows_that_profiles_numbers(tiny, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from functools import cache
@@ -94,6 +95,43 @@ def test_no_markup_is_left_unrendered(site, page):
 
 def test_the_site_is_small(site):
     assert sum(file.stat().st_size for file in site.rglob("*") if file.is_file()) <= LIMIT
+
+
+def test_what_a_style_sheet_loads_is_there(site):
+    loaded = []
+    for sheet in site.rglob("*.css"):
+        for quoted in re.findall(r"url\(([^)]*)\)", sheet.read_text(encoding="utf-8")):
+            url = quoted.strip("\"' ")
+            if not url.startswith(("data:", "#")):
+                loaded.append(url)
+                assert (sheet.parent / unquote(urlsplit(url).path)).is_file(), f"{sheet.name}: {url}"
+    assert len(loaded) > 5
+    assert not any(url.endswith(".ttf") for url in loaded)
+
+
+def test_an_icon_is_in_the_site_once(site):
+    icons = site / "_static/vendor/fontawesome"
+    assert {file.suffix for file in icons.rglob("*") if file.is_file()} == {".css", ".woff2", ".txt"}
+    for page in site.rglob("*.html"):
+        assert "fontawesome" not in "".join(str(tag.get("src")) for tag in parse(page).find_all("script")), page.name
+
+
+def test_notebooks_for_download_keep_what_was_printed_and_leave_out_pictures(site):
+    notebooks = sorted((site / "_sources").rglob("*.ipynb"))
+    assert notebooks
+    for file in notebooks:
+        notebook = json.loads(file.read_text(encoding="utf-8"))
+        outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+        kinds = {kind for output in outputs for kind in output.get("data", {})}
+        assert "text/plain" in kinds, file.name
+        assert not any(kind.startswith("image/") for kind in kinds), file.name
+        printed = "".join("".join(output.get("text", "")) for output in outputs)
+        assert len(re.findall(r"\d", printed)) > 20, "numbers that the page shows"
+        assert "papermill" not in notebook["metadata"]
+        source = [line for cell in notebook["cells"] for line in "".join(cell["source"]).splitlines()]
+        percent = file.with_suffix(".py").read_text(encoding="utf-8")
+        assert any(line.startswith("import ") for line in source)
+        assert [line for line in source if line.startswith("import ") and line not in percent] == []
 
 
 def test_no_source_map_and_no_mention_of_one(site):

@@ -6,20 +6,30 @@ from pathlib import Path
 
 import torch
 
-from companion.lab import byol, distributed
+from companion.lab import byol, distributed, predictors
 from companion.lab.encoders import mlp, small_cnn
 from companion.lab.steps import Watch, preconditioned
 from companion.lab.train import Options, fit
+from companion.theory.direct_predictor import direct_pred
 from companion.theory.losses import barlow_twins, info_nce, spectral_contrastive, vicreg
 
 barlow = partial(barlow_twins, lam=0.3, sum_over_workers=distributed.sum_over_workers)
+rule = partial(direct_pred, epsilon=0.1)
+#: Predictor, momentum and stop-gradient of each Siamese run.
+SIAMESE = {
+    "byol": (partial(predictors.Trained, hidden=5, bias=True, affine=True), 0.9, True),
+    "byol, symmetric": (partial(predictors.Trained, hidden=5, symmetric=True, lr_ratio=2.0), 0.0, True),
+    "byol, direct": (partial(predictors.Direct, rule=rule, every=2), 0.9, True),
+    "byol, optimal": (partial(predictors.Optimal, ridge=0.1), 0.9, True),
+    "byol, no stop": (predictors.Trained, 0.0, False),
+}
 LOSSES = {
     "spectral": partial(spectral_contrastive, mu=2.0, sum_over_workers=distributed.sum_over_workers),
     "barlow": barlow,
     "barlow, normalized": partial(barlow, normalize=True),
     "barlow, preconditioned": preconditioned(barlow, 0.1),
     "vicreg": partial(vicreg, sum_over_workers=distributed.sum_over_workers),
-    "byol": byol.objective,
+    **dict.fromkeys(SIAMESE, byol.objective),
     "info_nce": partial(info_nce, temperature=0.5, gather=distributed.gather),
     "local": partial(info_nce, temperature=0.5),  # control: forgets the other worker's negatives
 }
@@ -31,11 +41,11 @@ def models(loss):
         "mlp": mlp((64, 10, 6), generator=torch.Generator().manual_seed(0)),
         "cnn": small_cnn(1, 12, 4, size=8, width=4, hidden=(8,), generator=torch.Generator().manual_seed(0)),
     }
-    if loss == "byol":
-        encoders = {
-            name: byol.Byol(encoder, k, 5, 0.9, generator=torch.Generator().manual_seed(1))
-            for (name, encoder), k in zip(encoders.items(), (6, 4), strict=True)
-        }
+    if loss in SIAMESE:
+        build, momentum, stop = SIAMESE[loss]
+        for name, k in (("mlp", 6), ("cnn", 4)):
+            predictor = build(k, generator=torch.Generator().manual_seed(1))
+            encoders[name] = byol.Siamese(encoders[name], predictor, momentum, stop_gradient=stop)
     return {name: model.double() for name, model in encoders.items()}
 
 

@@ -264,31 +264,9 @@ def test_model_is_left_as_it_was():
     assert not any(module._forward_hooks for module in model.modules())
 
 
-class Tied(nn.Module):
-    """Uses a weight where no hook can see it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(3, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.linear(torch.tanh(self.layer(x)), self.layer.weight.T)
-
-
-class Twice(Tied):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(torch.tanh(self.layer(x)))
-
-
 class Centred(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x - x.mean(0)
-
-
-def shared() -> nn.Module:
-    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
-    model[2].weight = model[0].weight
-    return model
 
 
 def infinite() -> nn.Module:
@@ -313,15 +291,6 @@ def infinite() -> nn.Module:
         (nn.Sequential(nn.Linear(3, 2), Centred()), {}, "depends on the other points"),
         (nn.Sequential(nn.Linear(3, 2), nn.Flatten(0)), {}, r"outputs of shape \(n, k\)"),
         (infinite(), {}, "outputs are not finite"),
-        (nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).eval(), {"method": "dense"}, "belongs to no nn.Linear"),
-        (shared(), {"method": "dense"}, "is shared by several layers"),
-        (Twice(), {"method": "dense"}, "each linear layer once"),
-        (
-            nn.Sequential(nn.Unflatten(1, (3, 1)), nn.Linear(1, 2), nn.Flatten()),
-            {"method": "dense"},
-            r"on an input \(4, width\)",
-        ),
-        (Tied(), {"method": "dense"}, "also acts elsewhere"),
     ],
 )
 def test_errors_teach(model, options, message):

@@ -1,0 +1,84 @@
+"""What the finished site can do without: everything here is taken away after the pages have been written.
+
+A site is read from disk, without a network, and copied whole; its bar is 12 MB. No page needs what goes: the theme's
+source maps and translations, its icons as a script where the style sheet draws the same ones from a font, that font's
+second format, and inside the notebooks for download their second copy and the pictures, which the pages show.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+SOURCE_MAP = re.compile(r"\s*(?:/\*|//)# sourceMappingURL=\S+(?: ?\*/)?\s*$")
+FONT_PRELOAD = re.compile(r'\s*<link rel="preload" as="font"[^>]*>')
+ICON_SCRIPT = re.compile(r'\s*<(script|link)\b[^>]*="[^"]*/fontawesome/[^"]*\.js\b[^>]*>(?:</script>)?')
+TRUETYPE = re.compile(r',\s*url\([^)]*\.ttf\)\s*format\("truetype"\)')
+
+
+def slim(app: Sphinx, error: Exception | None) -> None:
+    """Take away what no page of the finished site needs. A second call finds nothing left to do."""
+    if error is not None or app.builder.format != "html":
+        return
+    site = Path(app.outdir)
+    drop_tags(site)
+    drop_source_maps(site / "_static")
+    drop_icon_doubles(site / "_static" / "vendor" / "fontawesome")
+    shutil.rmtree(site / "_static" / "locales", ignore_errors=True)  # the theme's translations, used while building
+    for notebook in (site / "_sources").rglob("*.ipynb"):
+        notebook.write_text(lightened(notebook.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def drop_tags(site: Path) -> None:
+    """Take the theme's font preloads and its icon script out of every page.
+
+    Under ``file://`` a browser refuses the preloads with an error; the fonts come through the style sheet anyway. The
+    script turns each icon into a drawing; without it the style sheet shows the same icon as a letter of that font.
+    """
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        kept = ICON_SCRIPT.sub("", FONT_PRELOAD.sub("", text))
+        if kept != text:
+            page.write_text(kept, encoding="utf-8")
+
+
+def drop_source_maps(static: Path) -> None:
+    """Take away the theme's source maps, over 1 MB that only its own developers need, and their mentions."""
+    for source_map in static.rglob("*.map"):
+        source = source_map.with_suffix("")  # bootstrap.css.map describes bootstrap.css
+        if source.is_file():
+            source.write_text(SOURCE_MAP.sub("\n", source.read_text(encoding="utf-8")), encoding="utf-8")
+        source_map.unlink()
+
+
+def drop_icon_doubles(icons: Path) -> None:
+    """Keep each icon once, in a WOFF2 font: neither the script that draws it nor the TrueType font, and no mention."""
+    for scripts in icons.glob("*/js"):
+        shutil.rmtree(scripts)
+    for sheet in icons.rglob("*.css"):
+        sheet.write_text(TRUETYPE.sub("", sheet.read_text(encoding="utf-8")), encoding="utf-8")
+    for font in icons.rglob("*.ttf"):
+        if font.with_suffix(".woff2").is_file():
+            font.unlink()
+
+
+def lightened(notebook: str) -> str:
+    r"""A notebook's JSON without pictures among its outputs and papermill's notes; what cells printed stays.
+
+    Those notes hold the whole notebook a second time, and the folder in which it ran.
+
+    >>> cell = {"outputs": [{"data": {"image/png": "iVBO", "text/plain": "<Figure>"}}, {"text": "0.5"}]}
+    >>> json.loads(lightened(json.dumps({"cells": [cell], "metadata": {"papermill": {"version": "2"}}})))
+    {'cells': [{'outputs': [{'data': {'text/plain': '<Figure>'}}, {'text': '0.5'}]}], 'metadata': {}}
+    """
+    document = json.loads(notebook)
+    document["metadata"].pop("papermill", None)
+    for cell in document["cells"]:
+        for output in cell.get("outputs", []):
+            for kind in [kind for kind in output.get("data", {}) if kind.startswith("image/")]:
+                del output["data"][kind]
+    return json.dumps(document, ensure_ascii=False, indent=1) + "\n"

@@ -1,0 +1,46 @@
+"""Witness: a small site written by hand, of which every file is known before and after."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import companion_diet
+
+
+def test_the_diet_takes_the_doubles_and_leaves_the_rest(tmp_path):
+    icons = "_static/vendor/fontawesome/9"
+    face = '@font-face{src:url(../f/a.woff2) format("woff2"),url(../f/a.ttf) format("truetype")}'
+    own = '<script src="_static/own.js"></script><p>fontawesome</p>'
+    files = {
+        "page.html": f'<script src="{icons}/js/all.js?x=1"></script>{own}',
+        f"{icons}/js/all.js": "draw()",
+        f"{icons}/css/all.css": face,
+        f"{icons}/f/a.woff2": "font",
+        f"{icons}/f/a.ttf": "font",
+        f"{icons}/f/lonely.ttf": "font",
+        "_static/own.js": "run()\n//# sourceMappingURL=own.js.map",
+        "_static/own.js.map": "{}",
+        "_static/locales/de/x.po": "Suche",
+        "_sources/a.ipynb": '{"cells": [], "metadata": {"papermill": {}, "title": "\u00e4"}}',
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    app = SimpleNamespace(outdir=tmp_path, builder=SimpleNamespace(format="html"))
+
+    def left():
+        return {f.relative_to(tmp_path).as_posix(): f.read_text("utf-8") for f in tmp_path.rglob("*") if f.is_file()}
+
+    companion_diet.slim(app, RuntimeError("a build that failed"))
+    assert left() == files
+    companion_diet.slim(app, None)
+    kept = left()
+    gone = {"_static/own.js.map", "_static/locales/de/x.po", f"{icons}/js/all.js", f"{icons}/f/a.ttf"}
+    assert files.keys() - kept.keys() == gone
+    assert kept["page.html"] == own
+    assert kept[f"{icons}/css/all.css"] == '@font-face{src:url(../f/a.woff2) format("woff2")}'
+    assert kept["_static/own.js"] == "run()\n"
+    assert json.loads(kept["_sources/a.ipynb"]) == {"cells": [], "metadata": {"title": "\u00e4"}}
+    companion_diet.slim(app, None)
+    assert left() == kept
