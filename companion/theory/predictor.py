@@ -13,6 +13,7 @@ from companion.theory.direct_predictor import boosted_end, direct_copy, direct_p
 from companion.theory.predictor_basins import FixedPoints, basin_boundary, collapse_threshold, fixed_points, stability
 from companion.theory.predictor_modes import alignment_rate, integral_of_motion, mode_flow, mode_velocity, target_ratio
 from companion.theory.siamese_flow import State, descend, flow, velocity
+from companion.theory.siamese_stability import escape_rate, linearised, mixing_margin, resting_state
 from companion.theory.view_moments import Number, moments, optimal_predictor, view_correlations
 
 __all__ = [
@@ -41,6 +42,10 @@ __all__ = [
     "direct_copy",
     "direct_set_points",
     "boosted_end",
+    "resting_state",
+    "mixing_margin",
+    "linearised",
+    "escape_rate",
 ]
 
 
