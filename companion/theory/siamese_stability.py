@@ -29,8 +29,9 @@ def resting_state(
         X: $\Gamma$, shape (m, m).
         X_aug: $\Sigma_{\rm aug}$, shape (m, m).
         k: number of directions.
-        lengths: Euclidean length of each row of $W$, positive, shape (k,); by default the balanced ones,
-            $\kappa_j/\sqrt{\alpha_p}$, at which $(WW^\top)_{jj} = (W_p^\top W_p)_{jj}/\alpha_p$.
+        lengths: Euclidean length of each row of $W$, positive, shape (k,); by default
+            $\kappa_j/\sqrt{\alpha_p}$, at which $(WW^\top)_{jj} = (W_p^\top W_p)_{jj}/\alpha_p$. That is the whole
+            balance of `thm-balance` where the rows are orthogonal, as for commuting moments; else its diagonal.
         alpha_p: $\alpha_p > 0$.
         slow: whether the target is a network of its own, which at rest equals $W$.
 
@@ -113,7 +114,8 @@ def linearised(
 ) -> Float[Tensor, "n n"]:
     r"""Return the matrix of the flow linearised at a state, from displacements to their velocities.
 
-    With $\delta G = \delta W_a\Gamma-\delta W_pW\Sigma_x-W_p\,\delta W\,\Sigma_x$:
+    With the drive $G = W_a\Gamma-W_pW\Sigma_x$ and its displacement
+    $\delta G = \delta W_a\Gamma-\delta W_pW\Sigma_x-W_p\,\delta W\,\Sigma_x$:
 
     $$\delta\dot W = \delta W_p^\top G+W_p^\top\delta G-\eta\,\delta W,\quad
     \delta\dot W_p = \alpha_p(\delta G\,W^\top+G\,\delta W^\top)-\eta\,\delta W_p,\quad
@@ -133,7 +135,8 @@ def linearised(
         $e_ie_j^\top+e_je_i^\top$ off the diagonal, if symmetric), and of $W_a$ where it is a network of its own.
 
     Raises:
-        ValueError: if shapes do not fit or a matrix of the data is not what it must be.
+        ValueError: if shapes do not fit, a matrix of the data is not what it must be, a number is out of range, or
+            `symmetric` is asked of a predictor that is not.
 
     References:
         `eq-siamese-flow`; the companion's own.
@@ -143,6 +146,12 @@ def linearised(
     k, m = W.shape
     if Wp.shape != (k, k) or m != len(Gamma) or (state.Wa is not None and state.Wa.shape != W.shape):
         raise ValueError(f"linearised: W {tuple(W.shape)}, Wp {tuple(Wp.shape)} and X {tuple(X.shape)} do not fit")
+    if not (alpha_p > 0 and beta >= 0 and eta >= 0):
+        raise ValueError(f"linearised: need alpha_p > 0, beta, eta >= 0, got {alpha_p}, {beta}, {eta}")
+    if beta and state.Wa is None:
+        raise ValueError(f"linearised: beta={beta} moves a target of its own, and Wa is None; pass Wa, or beta=0")
+    if symmetric and not (Wp - Wp.T).abs().max() <= 1e-9 * Wp.abs().max():
+        raise ValueError("linearised: symmetric=True needs a symmetric Wp; average it with its transpose")
     G = (W if state.Wa is None else state.Wa.double()) @ Gamma - Wp @ W @ Sigma
 
     rows, columns = torch.triu_indices(k, k) if symmetric else torch.cartesian_prod(*2 * [torch.arange(k)]).T
@@ -171,7 +180,8 @@ def escape_rate(state: State, X: Float[Tensor, "m m"], X_aug: Float[Tensor, "m m
     r"""Return the largest real part of an eigenvalue of the flow linearised at a state of rest.
 
     A small displacement grows like $e^{rt}$ in its worst direction. States of rest come in families (rotations, and
-    the lengths of the rows of $W$ without weight decay), so the rate $r$ is never below 0 there: 0 is stable.
+    the lengths of the rows of $W$), so without weight decay the rate $r$ is not below 0 there: 0 up to rounding is
+    stable.
 
     Args:
         state: a state of rest.

@@ -295,7 +295,7 @@ class TestMixing:
             fast, (k1, k2) = rates(pair, seed)["symmetric"], pair["kappa"].tolist()
             if fast < 1e-3:
                 continue
-            betas = [1e-7, 1e-4, 1e-2, 0.3, 3.0, 30.0, 1e5]
+            betas = [1e-6, 1e-4, 1e-2, 0.3, 3.0, 30.0, 1e5]
             slow = [rates(pair | {"beta": beta}, seed)["symmetric, slow"] for beta in betas]
             assert all(0 < rate < min(fast, beta * (k1 / k2 - 1)) for rate, beta in zip(slow, betas, strict=True))
             assert all(a < b for a, b in pairwise(slow))
@@ -304,8 +304,8 @@ class TestMixing:
             other = torch.tensor([w2, w1], dtype=torch.float64)
             brake = torch.diag(pair["kappa"] ** 2) + pair["alpha_p"] / 2 * torch.outer(other, other)
             slope = k1 * k2 / float(torch.linalg.eigvalsh(brake)[0]) - 1
-            assert slow[0] == pytest.approx(1e-7 * slope, rel=1e-3)
-            assert all(rate < beta * slope * (1 + 1e-6) for rate, beta in zip(slow, betas, strict=True))
+            assert slow[0] == pytest.approx(1e-6 * slope, rel=3e-3)
+            assert all(rate < beta * slope for rate, beta in zip(slow[1:], betas[1:], strict=True))
             seen += 1
         assert seen >= 20
 
