@@ -176,7 +176,9 @@ def make(root: Path) -> Project:
         (root / "notebooks" / f"{name}.py").write_text(text)
         (root / "claims" / f"{topic}.toml").write_text(CLAIMS.format(topic=topic))
     project = Project(root)
-    project.edit("workflow/chapters.toml", "threads = 2", "threads = 1")  # both chapters at a time
+    project.edit(
+        "workflow/chapters.toml", "threads = 2\ncores = 2", "threads = 1\ncores = 1"
+    )  # both chapters at a time
     return project
 
 
