@@ -196,9 +196,12 @@ def test_scrambling_has_the_corrected_second_moment():
     assert np.linalg.norm(drawn - image) > np.linalg.norm(image) / 3
     scales = np.diag(rng.uniform(0.5, 2, size=5))
     basis = np.linalg.qr(np.column_stack([U, rng.normal(size=(5, 3))]))[0]
-    image = basis @ scales @ basis.T  # commutes with the projection
-    quotient = keep @ image @ keep @ np.linalg.inv(second_moment(image))
-    assert np.allclose(quotient, keep, atol=1e-12)
+    commuting = basis @ scales @ basis.T
+    for moment in (image, commuting):
+        quotient = keep @ moment @ keep @ np.linalg.inv(second_moment(moment))
+        assert np.allclose(quotient, keep, atol=1e-12)
+    assert np.allclose(keep @ commuting @ keep @ np.linalg.inv(commuting), keep, atol=1e-12)
+    assert not np.allclose(keep @ image @ keep @ np.linalg.inv(image), keep, atol=0.1)
 
 
 def test_only_the_codes_boost_keeps_its_shape():
