@@ -50,6 +50,7 @@ class Recipe:
         stop_gradient: as for `Siamese`.
         own_target: whether a slow target starts from weights of its own, not from the encoder's.
         factor: on the loss, the mean of the two directions; 2 for their sum.
+        normalize: whether the loss compares unit vectors; else it is half the squared distance, as in the theory.
     """
 
     encoder: Callable[[torch.Generator], encoders.Encoder]
@@ -60,6 +61,7 @@ class Recipe:
     stop_gradient: bool = True
     own_target: bool = False
     factor: float = 1.0
+    normalize: bool = True
 
     def start(self, seed: int) -> Siamese:
         """The model before training."""
@@ -70,7 +72,7 @@ class Recipe:
 
     def objective(self, z1: Float[Tensor, "n width"], z2: Float[Tensor, "n width"]) -> Float[Tensor, ""]:
         """The loss of a batch."""
-        return self.factor * objective(z1, z2)
+        return self.factor * objective(z1, z2, normalize=self.normalize)
 
 
 def small(
@@ -192,7 +194,8 @@ def run(
         device: where to train.
 
     Returns:
-        The model, in evaluation mode, and what was seen.
+        The model, in evaluation mode, and what was seen. Before training, the running averages of its batch norms are
+        set to the moments of the watched views.
     """
     if isinstance(watched, int):
         chosen = images.images[torch.linspace(0, len(images) - 1, min(watched, len(images))).long()]
