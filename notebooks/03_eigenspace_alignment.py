@@ -2947,7 +2947,7 @@ for name in ("faster", "split"):
 # ````
 
 # %%
-trials = 40 if smoke else 300
+trials = 150 if smoke else 300
 wrong, kept = dict.fromkeys(("", "-free", "-slow", "-slow-free", "-regular", "-regular-symmetric"), 0), 0
 speed = {"": [0.0], "-fast": [0.0]}
 for _ in range(trials):
