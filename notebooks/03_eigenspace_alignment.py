@@ -2823,15 +2823,41 @@ for name in ("faster", "split"):
     paired(f"alignment.rescue-{name}", rescued, correct["linear-symmetric", False][: len(rescued)])
 
 # %% [markdown]
-# | what is changed | rank, symmetric minus free | | accuracy in points | |
-# |---|---|---|---|---|
-# | no batch norm | {measured}`alignment.search-plain|.1f` | {verdict}`alignment.search-plain` | {measured}`alignment.search-accuracy-plain|percent.1` | {verdict}`alignment.search-accuracy-plain` |
-# | no batch norm, deeper | {measured}`alignment.search-deep|.1f` | {verdict}`alignment.search-deep` | {measured}`alignment.search-accuracy-deep|percent.1` | {verdict}`alignment.search-accuracy-deep` |
-# | squared distance | {measured}`alignment.search-distance|.1f` | {verdict}`alignment.search-distance` | {measured}`alignment.search-accuracy-distance|percent.1` | {verdict}`alignment.search-accuracy-distance` |
-# | learning rate times three | {measured}`alignment.search-rate|.1f` | {verdict}`alignment.search-rate` | {measured}`alignment.search-accuracy-rate|percent.1` | {verdict}`alignment.search-accuracy-rate` |
-# | five times as long | {measured}`alignment.search-long|.1f` | {verdict}`alignment.search-long` | {measured}`alignment.search-accuracy-long|percent.1` | {verdict}`alignment.search-accuracy-long` |
-# | predictor ten times faster | {measured}`alignment.search-faster|.1f` | {verdict}`alignment.search-faster` | {measured}`alignment.search-accuracy-faster|percent.1` | {verdict}`alignment.search-accuracy-faster` |
-# | decay on the predictor only | {measured}`alignment.search-split|.1f` | {verdict}`alignment.search-split` | {measured}`alignment.search-accuracy-split|percent.1` | {verdict}`alignment.search-accuracy-split` |
+# ```{list-table}
+# :header-rows: 1
+#
+# * - what is changed
+#   - rank, symmetric minus free
+#   - accuracy in points
+# * - no batch norm
+#   - {measured}`alignment.search-plain|.1f` {verdict}`alignment.search-plain`
+#   - {measured}`alignment.search-accuracy-plain|percent.1`
+#     {verdict}`alignment.search-accuracy-plain`
+# * - no batch norm, deeper
+#   - {measured}`alignment.search-deep|.1f` {verdict}`alignment.search-deep`
+#   - {measured}`alignment.search-accuracy-deep|percent.1`
+#     {verdict}`alignment.search-accuracy-deep`
+# * - squared distance
+#   - {measured}`alignment.search-distance|.1f` {verdict}`alignment.search-distance`
+#   - {measured}`alignment.search-accuracy-distance|percent.1`
+#     {verdict}`alignment.search-accuracy-distance`
+# * - learning rate times three
+#   - {measured}`alignment.search-rate|.1f` {verdict}`alignment.search-rate`
+#   - {measured}`alignment.search-accuracy-rate|percent.1`
+#     {verdict}`alignment.search-accuracy-rate`
+# * - five times as long
+#   - {measured}`alignment.search-long|.1f` {verdict}`alignment.search-long`
+#   - {measured}`alignment.search-accuracy-long|percent.1`
+#     {verdict}`alignment.search-accuracy-long`
+# * - predictor ten times faster
+#   - {measured}`alignment.search-faster|.1f` {verdict}`alignment.search-faster`
+#   - {measured}`alignment.search-accuracy-faster|percent.1`
+#     {verdict}`alignment.search-accuracy-faster`
+# * - decay on the predictor only
+#   - {measured}`alignment.search-split|.1f` {verdict}`alignment.search-split`
+#   - {measured}`alignment.search-accuracy-split|percent.1`
+#     {verdict}`alignment.search-accuracy-split`
+# ```
 #
 # Three seeds a row; each claim is that symmetry costs something, and the levels are printed above the table. The
 # paper's remedies raise the accuracy with a symmetric predictor by {measured}`alignment.rescue-faster|percent.1` points
