@@ -2599,8 +2599,8 @@ _ = [ax.set(xlabel="updates") for ax in axes[1]]
 #
 # DirectPred has the boost 0.1 and keeps a share of 0.3 of $\hat F$ in an update; DirectCopy divides $\hat F$ by its
 # largest eigenvalue, adds $0.3\,I$ and keeps a half; the optimal predictor has a ridge of a thousandth of the mean
-# eigenvalue; two layers have $2k$ hidden units with batch norm. Collapse takes its time: the runs that the theory expects
-# to collapse are twice as long as the others, and so is the run with which they are compared.
+# eigenvalue; two layers have $2k$ hidden units with batch norm. Collapse takes its time: the runs without predictor or
+# without stop-gradient are as long as those of the section before, and are compared with them; the others are shorter.
 
 # %%
 direct = functools.partial(predictors.Direct, rule=functools.partial(predictor.direct_pred, epsilon=0.1), rho=0.3)
@@ -2625,8 +2625,7 @@ for targets, (name, (_, build)) in itertools.product((slow, fast), menagerie.ite
         momentum = targets[name]
         runs[name, momentum > 0] = [train_one(build, run, length, momentum=momentum) for run in range(seeds)]
 runs["no-stop", False] = [train_one(linear, run, longer, momentum=0.0, stop_gradient=False) for run in range(seeds)]
-start = [alignment.small(images_small, k=k_net).start(1000 * seed + run).eval() for run in range(seeds)]
-untrained = [accuracy(model.encoder) for model in start]
+untrained = [accuracy(model.encoder) for model in before]
 
 # %%
 rank = {key: [float(watch.rank[-1]) for _, watch, _ in values] for key, values in runs.items()}
@@ -2655,7 +2654,7 @@ for slug, name, other in (("direct", "direct", "linear"), ("copy", "copy", "dire
     paired(f"alignment.net-accuracy-{slug}", correct[name, True], correct[other, True])
 paired("alignment.net-accuracy-untrained", correct["linear", True], untrained)
 
-# %% mystnb={"figure": {"caption": "Which predictor keeps how much? Effective rank of $C$, spread, and accuracy of a ridge classifier on the features, five seeds each; filled: slow target, open: the target is the online network. Dashed: untrained encoders. The two rows at the bottom were trained twice as long.", "name": "fig-menagerie"}, "image": {"alt": "Three dot plots with one row a variant. DirectPred, DirectCopy and two layers have a large effective rank with a slow target; without predictor or stop-gradient the spread is near zero; accuracies lie close together around that of untrained encoders."}}
+# %% mystnb={"figure": {"caption": "Which predictor keeps how much? Effective rank of $C$, spread, and accuracy of a ridge classifier on the features, five seeds each; filled: slow target, open: the target is the online network. Dashed: untrained encoders. The two rows at the bottom were trained longer.", "name": "fig-menagerie"}, "image": {"alt": "Three dot plots with one row a variant. DirectPred, DirectCopy and two layers have a large effective rank with a slow target; without predictor or stop-gradient the spread is near zero; accuracies lie close together around that of untrained encoders."}}
 fig, axes = plt.subplots(1, 3, sharey=True, figsize=(7.2, 4.4))
 rows = [*menagerie, "no-stop"]
 for ax, values, title in zip(axes, (rank, spread, correct), ("effective rank", "spread", "accuracy"), strict=True):
@@ -2751,8 +2750,9 @@ for ax, title in zip(axes, ("effective rank", "accuracy"), strict=True):
 # {published}`alignment.table3-linear-noema-nobias-sym` against
 # {published}`alignment.table3-linear-noema-nobias-regular`. The paper's account is that a slow target, or weight decay on
 # the predictor alone, makes the condition of {prf:ref}`thm-alignment` easier to meet. But {prf:ref}`prop-scale-free`
-# says that alignment holds under A1 to A3 without that condition. So the cause lies in what that flow leaves out: noise,
-# step length, nonlinearity, or A2, the isotropic data. We look at A2.
+# says that alignment holds under A1 to A3 without that condition, up to scale. So if a failing alignment is the cause,
+# it comes from what that flow leaves out: noise, step length, nonlinearity, or data that are not isotropic. We look at
+# the data.
 #
 # First, is anything to be seen at our scale? Take the effective rank of a network with a symmetric predictor minus that of
 # the network with a free one, with and without a slow target; and, since DirectPred's predictor is symmetric by
@@ -2778,8 +2778,8 @@ paired("alignment.crash-direct-free", rank["linear", False], rank["linear", True
 # {measured}`alignment.crash-accuracy-wide|percent.1` {verdict}`alignment.crash-accuracy-wide` for symmetry without a slow
 # target with two layers, {measured}`alignment.crash-accuracy-linear|percent.1` {verdict}`alignment.crash-accuracy-linear`
 # with one, and {measured}`alignment.crash-accuracy-direct|percent.1` {verdict}`alignment.crash-accuracy-direct` for
-# DirectPred. The networks do not collapse to a point. What they lose is directions, and that is less than the paper's
-# crash.
+# DirectPred. These networks do not collapse to a point. Where they lose something it is directions, and that is less
+# than the paper's crash.
 #
 # Does it depend on the recipe? We repeat the comparison, symmetric against free linear predictor without a slow target,
 # with one thing changed at a time: no batch norm, no batch norm and five hidden layers, the squared distance of the
@@ -3004,8 +3004,9 @@ for name, values in speed.items():
 # {eq}`eq-mixing` decides {measured}`alignment.mixing|.0f` of the random pairs wrongly {verdict}`alignment.mixing`,
 # where the condition for free predictors would be wrong for {measured}`alignment.mixing-free|.0f`, and
 # {measured}`alignment.mixing-slow|.0f` with a slow target {verdict}`alignment.mixing-slow`; the condition of part 1 decides
-# {measured}`alignment.mixing-regular|.0f` wrongly for free predictors {verdict}`alignment.mixing-regular`. With that, the growth comes
-# to {measured}`alignment.slow-rate|.2f` of the bound {eq}`eq-slow-rate` at most {verdict}`alignment.slow-rate`.
+# {measured}`alignment.mixing-regular|.0f` wrongly for free predictors {verdict}`alignment.mixing-regular`. With a slow
+# target the growth comes to {measured}`alignment.slow-rate|.2f` of the bound {eq}`eq-slow-rate` at most
+# {verdict}`alignment.slow-rate`.
 #
 # A slow target, then, heals nothing, but it makes a disturbance grow on the slow clock of $\beta$ instead of the fast one
 # of the gradients. And a balanced pair needs no healing. Only a start out of balance, with $w_1$ small beside $p_1$ or
@@ -3197,8 +3198,8 @@ if profile == "gpu":
 
 # %% [markdown]
 # The alignment of two of the networks is recorded: those with a linear predictor without bias, regular and symmetric,
-# and a slow target. A direction counts as living if its $s_j$ is at least a thousandth of the largest; of the others the cosine says
-# nothing. Three more networks have ten epochs on CIFAR-10 without a slow target: one without predictor, one without
+# and a slow target. A direction counts as living if its $s_j$ is at least a thousandth of the largest; of the others the
+# cosine says nothing. Three more networks have ten epochs on CIFAR-10 without a slow target: one without predictor, one without
 # stop-gradient, and, as the control of both, one with predictor and stop-gradient.
 
 # %% tags=["hide-input"]
