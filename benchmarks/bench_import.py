@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def measure() -> list[Measurement]:
     """Fresh interpreters, beside one that imports torch only."""
-    theory = ", ".join(f"companion.theory.{p.stem}" for p in (ROOT / "companion/theory").glob("[a-z]*.py"))
+    names = [path.stem for path in (ROOT / "companion/theory").iterdir() if path.stem[0].isalpha()]
+    theory = ", ".join(f"companion.theory.{name}" for name in names)
 
     def importing(what: str) -> list[float]:
         return seconds(lambda: subprocess.run([sys.executable, "-c", f"import {what}"], cwd=ROOT, check=True), n=7)

@@ -103,14 +103,9 @@ def small(
     References:
         The companion's own sizes; rates, batch and momenta as in `authors`.
     """
-    _, channels, size, _ = images.images.shape
-    pixels = channels * (size // pool) ** 2
 
     def build() -> encoders.Encoder:
-        layers: list[nn.Module] = [nn.AvgPool2d(pool), nn.Flatten()]
-        for width_in, width_out in ((pixels, 256), (256, 128)):
-            layers += [nn.Linear(width_in, width_out, bias=False), nn.BatchNorm1d(width_out), nn.ReLU()]
-        return encoders.Encoder(nn.Sequential(*layers), _projector(128, 128, k))
+        return encoders.Encoder(perceptron(images, pool), _projector(128, 128, k))
 
     recipe = Recipe(partial(encoders.seeded, build), partial(_predictor, predictor, k), SMALL, _options(steps, images))
     return replace(recipe, **changes)
@@ -158,6 +153,15 @@ def authors(
     return replace(recipe, **changes)
 
 
+def perceptron(images: ImageSet, pool: int = 1) -> nn.Sequential:
+    """Pixels, averaged over blocks of pool x pool, to 256 to 128 units with batch norm and ReLU each."""
+    _, channels, size, _ = images.images.shape
+    layers: list[nn.Module] = [nn.AvgPool2d(pool), nn.Flatten()]
+    for width_in, width_out in ((channels * (size // pool) ** 2, 256), (256, 128)):
+        layers += [nn.Linear(width_in, width_out, bias=False), nn.BatchNorm1d(width_out), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
 def _predictor(build: Callable[..., Predictor], k: int, generator: torch.Generator) -> Predictor:
     return build(k, generator=generator)
 
@@ -197,14 +201,8 @@ def run(
         The model, in evaluation mode, and what was seen. Before training, the running averages of its batch norms are
         set to the moments of the watched views.
     """
-    if isinstance(watched, int):
-        chosen = images.images[torch.linspace(0, len(images) - 1, min(watched, len(images))).long()]
-        x1, x2 = recipe.augmentation(chosen.repeat(2, 1, 1, 1), torch.Generator().manual_seed(0)).chunk(2)
-    else:
-        x1, x2 = watched
     model = recipe.start(seed).to(device)
-    watch = AlignmentWatch(x1.to(device), x2.to(device))
-    update_bn(watch.x.split(watch.chunk), model.encoder)  # else the first look would see running averages of nothing
+    watch = settled(model, images, recipe.augmentation, watched)
     train.fit(
         model,
         train.image_pairs(images.images.to(device), recipe.augmentation),
@@ -216,6 +214,21 @@ def run(
         observe_every=every,
     )
     return model, watch
+
+
+def settled(
+    model: Siamese, images: ImageSet, augmentation: augment.Augmentation, watched: tuple[Tensor, Tensor] | int
+) -> AlignmentWatch:
+    """A watch on the views that `run` describes, and the batch norms of an untrained model set to their moments."""
+    if isinstance(watched, int):
+        chosen = images.images[torch.linspace(0, len(images) - 1, min(watched, len(images))).long()]
+        x1, x2 = augmentation(chosen.repeat(2, 1, 1, 1), torch.Generator().manual_seed(0)).chunk(2)
+    else:
+        x1, x2 = watched
+    device = next(model.parameters()).device
+    watch = AlignmentWatch(x1.to(device), x2.to(device))
+    update_bn(watch.x.split(watch.chunk), model.encoder)  # else the first look would see running averages of nothing
+    return watch
 
 
 def linear_evaluation(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
+from companion.lab.lars import Lars
 from companion.lab.muon import Muon
 
 if TYPE_CHECKING:
@@ -19,7 +20,10 @@ class Grouped(Protocol):
     """A model whose parts learn at rates of their own."""
 
     def parameter_groups(self, options: Options) -> list[dict[str, Any]]:
-        """Groups as torch's optimisers take them: "params", and "lr" or "weight_decay" where they differ."""
+        """Groups as torch's optimisers take them: "params", and "lr" or "weight_decay" where they differ.
+
+        A group with "constant" keeps its rate, whatever the schedule of the run.
+        """
         ...
 
 
@@ -52,6 +56,8 @@ def build(model: nn.Module, options: Options) -> torch.optim.Optimizer | Muon:
         optimizer = Muon(model, options.lr, options.adamw_lr, options.momentum, options.weight_decay)
     elif options.optimizer == "adam":
         optimizer = torch.optim.Adam(groups, options.lr, weight_decay=options.weight_decay)
+    elif options.optimizer == "lars":
+        optimizer = Lars(groups, options.lr, options.momentum, options.weight_decay)
     else:
         optimizer = torch.optim.SGD(groups, options.lr, options.momentum, weight_decay=options.weight_decay)
     for group in optimizer.param_groups:

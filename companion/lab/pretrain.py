@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from companion.lab import augment, distributed, encoders, fetch, train
 from companion.lab.data import ImageSet
-from companion.theory import direct_predictor, losses
+from companion.theory import direct_predictor, graph_attention, losses
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,8 @@ def run(
 def checkpoint(name: str) -> Path:
     """Where a long run keeps its state, ``checkpoints/<name>-<hash>.pt`` beside the fetched data.
 
-    The hash is that of the code that trains, this package, the losses and the rules that set a predictor, so that a
-    state never outlives a change of it.
+    The hash is that of the code that trains, this package, the losses and the rules that set a predictor or weigh a
+    batch, so that a state never outlives a change of it.
 
     Args:
         name: of the run.
@@ -152,8 +152,9 @@ def checkpoint(name: str) -> Path:
         The file; its folder exists.
     """
     digest = hashlib.sha256()
-    here = Path(__file__).parent
-    for source in (*sorted(here.glob("*.py")), Path(losses.__file__), Path(str(direct_predictor.__file__))):
+    packages = Path(__file__).parent, Path(str(losses.__file__)).parent
+    sources = [file for package in packages for file in sorted(package.glob("*.py"))]
+    for source in (*sources, *(Path(str(module.__file__)) for module in (direct_predictor, graph_attention))):
         digest.update(source.read_bytes())
     path = fetch.store() / "checkpoints" / f"{name}-{digest.hexdigest()[:12]}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)

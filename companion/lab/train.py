@@ -32,9 +32,9 @@ class Options:
         steps: number of updates.
         batch_size: positive pairs in one update, over all workers together.
         lr: largest learning rate.
-        optimizer: "sgd", "adam" or "muon": Muon for weights, convolutions as matrices (out, in x height x width), and
-            AdamW for biases and norms.
-        momentum: of SGD and, as Nesterov's, of Muon.
+        optimizer: "sgd", "lars", "adam" or "muon": Muon for weights, convolutions as matrices (out, in x height x
+            width), and AdamW for biases and norms.
+        momentum: of SGD and LARS and, as Nesterov's, of Muon.
         weight_decay: added to the gradient as weight_decay times the parameter; under "muon" decoupled, the
             parameter shrinks by rate times weight_decay.
         adamw_lr: largest learning rate of AdamW under "muon"; it rises and falls as that of Muon, lr, does.
@@ -66,8 +66,8 @@ class Options:
 
     def __post_init__(self) -> None:
         """Refuse a configuration that cannot be meant."""
-        if self.optimizer not in ("sgd", "adam", "muon"):
-            raise ValueError(f'optimizer: expected "sgd", "adam" or "muon", found {self.optimizer!r}')
+        if self.optimizer not in ("sgd", "lars", "adam", "muon"):
+            raise ValueError(f'optimizer: expected "sgd", "lars", "adam" or "muon", found {self.optimizer!r}')
         for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
@@ -163,7 +163,7 @@ def fit(
 
     for step in track(range(first, options.steps), what, note=lambda: shown):  # noqa: B023 - the newest text
         for group in optimizer.param_groups:
-            group["lr"] = options.rate(step, group["largest_lr"])
+            group["lr"] = group["largest_lr"] if group.get("constant") else options.rate(step, group["largest_lr"])
         x1, x2 = sample_pairs(options.batch_size, generator)
         x = torch.cat([x1[rows], x2[rows]]).to(memory_format=layout if x1.ndim == 4 else torch.preserve_format)
         with cast:

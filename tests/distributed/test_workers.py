@@ -16,6 +16,7 @@ SCRIPT = Path(__file__).with_name("two_workers.py")
 QUANTITIES = ("loss", "gradient", "losses", "parameters", "watched")
 LOSSES = ("spectral", "info_nce", "barlow", "barlow, normalized", "barlow, preconditioned", "vicreg")
 SIAMESE = ("byol", "byol, symmetric", "byol, direct", "byol, optimal", "byol, no stop")
+CONTRAST = ("attention", "attention, shuffled", "stages", "centred")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def two(tmp_path_factory):
 
 
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
-@pytest.mark.parametrize("loss", LOSSES + SIAMESE)
+@pytest.mark.parametrize("loss", LOSSES + SIAMESE + CONTRAST)
 def test_two_workers_are_one_process(one, two, loss, model):
     for quantity in QUANTITIES:
         a, b = (results[f"{loss} {model}"][quantity] for results in (one, two))

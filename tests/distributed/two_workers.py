@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from companion.lab import byol, distributed, predictors
+from companion.lab import byol, contrast, distributed, predictors
 from companion.lab.encoders import mlp, small_cnn
 from companion.lab.steps import Watch, preconditioned
 from companion.lab.train import Options, fit
@@ -23,6 +23,13 @@ SIAMESE = {
     "byol, optimal": (partial(predictors.Optimal, ridge=0.1), 0.9, True),
     "byol, no stop": (predictors.Trained, 0.0, False),
 }
+#: What tells the recipes of SimCLR's and SimSiam's kin from each other.
+CONTRAST = {
+    "attention": {"method": "simclr-attn", "beta": 3.0},
+    "attention, shuffled": {"method": "simclr-shuffled", "beta": 3.0},
+    "stages": {"method": "simsiam-multi", "stages": 3, "after": 2},
+    "centred": {"method": "alignment", "centre": 0.9},
+}
 LOSSES = {
     "spectral": partial(spectral_contrastive, mu=2.0, sum_over_workers=distributed.sum_over_workers),
     "barlow": barlow,
@@ -30,6 +37,7 @@ LOSSES = {
     "barlow, preconditioned": preconditioned(barlow, 0.1),
     "vicreg": partial(vicreg, sum_over_workers=distributed.sum_over_workers),
     **dict.fromkeys(SIAMESE, byol.objective),
+    **dict.fromkeys(CONTRAST),
     "info_nce": partial(info_nce, temperature=0.5, gather=distributed.gather),
     "local": partial(info_nce, temperature=0.5),  # control: forgets the other worker's negatives
 }
@@ -46,18 +54,47 @@ def models(loss):
         for name, k in (("mlp", 6), ("cnn", 4)):
             predictor = build(k, generator=torch.Generator().manual_seed(1))
             encoders[name] = byol.Siamese(encoders[name], predictor, momentum, stop_gradient=stop)
+    if loss in CONTRAST:
+        for name, k in (("mlp", 6), ("cnn", 4)):
+            encoders[name] = recipe(loss, encoders[name], k).start(0, images=9)
     return {name: model.double() for name, model in encoders.items()}
+
+
+def recipe(loss, encoder, k):
+    """Of one of `CONTRAST`, for an encoder that is there already."""
+    trained = partial(predictors.Trained, k, hidden=5, bias=True, affine=True)
+    predictor = trained if loss == "stages" else predictors.Identity
+    return contrast.Recipe(
+        encoder=lambda _: encoder,
+        predictor=lambda generator: predictor(generator=generator),
+        k=k,
+        augmentation=views,
+        options=Options(),
+        **CONTRAST[loss],
+    )
+
+
+def views(x, generator):
+    return x + 0.3 * torch.randn(x.shape, generator=generator, dtype=torch.float64)
 
 
 def pairs(n, generator):
     x = torch.randn(n, 1, 8, 8, generator=generator, dtype=torch.float64)
-    return tuple(x + 0.3 * torch.randn(n, 1, 8, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    return tuple(views(x, generator) for _ in range(2))
 
 
-def first_gradient(model, loss):
+def training(loss, model):
+    """Where the pairs come from, and what is made of them: nine images where a network is to know them."""
+    if loss not in CONTRAST:
+        return pairs, LOSSES[loss]
+    images = torch.randn(9, 1, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    return model.pairs(images, views), partial(recipe(loss, None, model.k).objective, model)
+
+
+def first_gradient(model, sample, loss):
     """Loss and gradient of the first batch."""
     rows = distributed.own_rows(8)
-    x = torch.cat([v[rows] for v in pairs(8, torch.Generator().manual_seed(1))])
+    x = torch.cat([v[rows] for v in sample(8, torch.Generator().manual_seed(1))])
     distributed.with_global_batch_norm(model).train()
     value = loss(*model(x).chunk(2))
     value.backward()
@@ -68,14 +105,16 @@ def first_gradient(model, loss):
 def run(folder):
     """Everything that must not depend on the number of workers."""
     found = {}
-    for loss_name, loss in LOSSES.items():
+    for loss_name in LOSSES:
         for name in ("mlp", "cnn"):
-            value, gradient = first_gradient(models(loss_name)[name], loss)
             model = models(loss_name)[name]
+            value, gradient = first_gradient(model, *training(loss_name, model))
+            model = models(loss_name)[name]
+            sample, loss = training(loss_name, model)
             watch = Watch(*pairs(9, torch.Generator().manual_seed(2)), layers=("embedding",))
             options = Options(steps=6, batch_size=8, lr=0.02, log_every=2, checkpoint_every=4)
             path = Path(folder) / f"{loss_name}-{name}.pt"
-            history = fit(model, pairs, loss, options, checkpoint=path, observe=watch, observe_every=2)
+            history = fit(model, sample, loss, options, checkpoint=path, observe=watch, observe_every=2)
             found[f"{loss_name} {name}"] = {
                 "loss": value,
                 "gradient": gradient,

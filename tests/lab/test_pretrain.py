@@ -161,7 +161,8 @@ def test_a_checkpoint_lies_beside_the_fetched_data(tmp_path, monkeypatch):
     path = pretrain.checkpoint("cifar10-spectral-200-0")
     assert path.parent == tmp_path / "data" / "checkpoints"
     assert re.fullmatch(r"cifar10-spectral-200-0-[0-9a-f]{12}\.pt", path.name)
-    code = tmp_path / "losses.py"
+    code = tmp_path / "losses" / "__init__.py"
+    code.parent.mkdir()
     code.write_text("# another loss\n")
     monkeypatch.setattr(pretrain.losses, "__file__", str(code))
     assert pretrain.checkpoint("cifar10-spectral-200-0") != path  # a state does not outlive the code that made it

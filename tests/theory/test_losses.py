@@ -4,13 +4,23 @@ import importlib
 import math
 import threading
 import warnings
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from companion.theory.losses import barlow_twins, byol, clip_to_ball, info_nce, spectral_contrastive, vicreg
+from companion.theory.losses import (
+    attentive_info_nce,
+    barlow_twins,
+    byol,
+    clip_to_ball,
+    info_nce,
+    spectral_contrastive,
+    uniformity,
+    vicreg,
+)
 from companion.theory.spectral import embedding, population_loss
 
 
@@ -136,9 +146,14 @@ SUMMED = {
     "barlow, normalized": lambda z1, z2, **add: barlow_twins(z1, z2, lam=0.3, normalize=True, **add),
     "vicreg": lambda z1, z2, **add: vicreg(z1, z2, variance=20.0, covariance=3.0, **add),
 }
+GATHERED = {
+    "info_nce": partial(info_nce, temperature=0.3),
+    "attentive": partial(attentive_info_nce, temperature=0.3, weights=torch.arange(1.0, 25.0)),
+    "uniformity": partial(uniformity, temperature=0.3),
+}
 
 
-@pytest.mark.parametrize("loss", [*SUMMED, "info_nce"])
+@pytest.mark.parametrize("loss", [*SUMMED, *GATHERED])
 @pytest.mark.parametrize("cuts", [(6, 6), (3, 4, 5), (1, 11)])
 def test_many_workers_see_the_loss_and_gradient_of_one(loss, cuts):
     z1, z2 = batch_with_gradient(sum(cuts), 3)
@@ -147,8 +162,8 @@ def test_many_workers_see_the_loss_and_gradient_of_one(loss, cuts):
     messages = []
 
     def one_worker(rank: int) -> torch.Tensor:
-        if loss == "info_nce":
-            return info_nce(*shards[rank], 0.3, gather=lambda x: torch.cat(workers.exchange(rank, x)))
+        if loss in GATHERED:
+            return GATHERED[loss](*shards[rank], gather=lambda x: torch.cat(workers.exchange(rank, x)))
 
         def add(x):
             messages.append(x.numel())
@@ -157,10 +172,10 @@ def test_many_workers_see_the_loss_and_gradient_of_one(loss, cuts):
         return SUMMED[loss](*shards[rank], sum_over_workers=add)
 
     losses = workers.run(one_worker)
-    alone = info_nce(z1, z2, 0.3) if loss == "info_nce" else SUMMED[loss](z1, z2)
+    alone = (SUMMED | GATHERED)[loss](z1, z2)
     for local in losses:
         assert local.item() == pytest.approx(alone.item(), rel=1e-12)
-    assert len(messages) == (0 if loss == "info_nce" else len(cuts))
+    assert len(messages) == (0 if loss in GATHERED else len(cuts))
     shared = torch.autograd.grad(sum(losses) / len(losses), (z1, z2))  # the mean over workers
     for a, b in zip(shared, torch.autograd.grad(alone, (z1, z2)), strict=True):
         assert torch.allclose(a, b, atol=1e-10)

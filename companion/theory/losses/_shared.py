@@ -1,0 +1,28 @@
+"""What the losses of this package have in common: the check of their views, and sums over workers."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Collective = Callable[[Tensor], Tensor]
+
+
+def check_pair(z1: Tensor, z2: Tensor, name: str) -> None:
+    """Both views: one matrix each, same shape."""
+    if z1.ndim != 2 or z1.shape != z2.shape:
+        raise ValueError(f"{name}: expected (n, k) batches of one shape, got {tuple(z1.shape)} and {tuple(z2.shape)}")
+
+
+def totals(sums: list[Tensor], sum_over_workers: Collective | None) -> list[Tensor]:
+    """Sum each tensor over workers, all in one message."""
+    if sum_over_workers is None:
+        return sums
+    found = sum_over_workers(torch.cat([part.flatten() for part in sums])).split([part.numel() for part in sums])
+    return [total.view_as(part) for total, part in zip(found, sums, strict=True)]
+
+
+def check_temperature(temperature: float, name: str) -> None:
+    """A temperature divides."""
+    if not temperature > 0:
+        raise ValueError(f"{name}: temperature must be positive, got {temperature}")
