@@ -37,7 +37,7 @@ class Claim:
         control: id of the record with one hypothesis broken; it has to violate `expect`.
         control_says: what is broken there.
         published: the number a paper prints: ``value`` and ``setting``.
-        runs: profiles in which the claim is measured.
+        runs: profiles in which the claim has to be measured; with none, it is judged wherever it is recorded.
         gates: profiles in which a contradiction fails the run.
         note: why a claim is contradicted, unresolved or not gated, where that needs a word.
     """

@@ -79,10 +79,11 @@ def compare(expect: Mapping[str, Any], record: Record) -> Verdict:
 def judge(claim: Claim, record: Record | None, control_record: Record | None, profile: str) -> Verdict:
     """The verdict on a claim.
 
-    Without a record it is *not run*. A claim that has a control is reproduced only if the control violates the very
+    Without a record it is *not run*. A claim that no profile has to measure is judged where somebody could: those on
+    data that cannot be fetched. A claim that has a control is reproduced only if the control violates the very
     same expectation; a control that does not fail says that the check cannot tell, which is *unresolved*.
     """
-    if record is None or profile not in claim.runs:
+    if record is None or (claim.runs and profile not in claim.runs):
         return Verdict.NOT_RUN
     verdict = compare(claim.expect, record)
     if verdict is Verdict.REPRODUCED and claim.control is not None:

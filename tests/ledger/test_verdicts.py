@@ -159,6 +159,10 @@ class TestJudge:
         assert judge(claim(runs=("gpu",)), number(0.5), None, "cpu") is N
         assert judge(claim(runs=("gpu",)), number(0.5), None, "gpu") is R
 
+    def test_a_claim_that_no_profile_has_to_measure_is_judged_where_somebody_could(self):
+        assert judge(claim(runs=()), None, None, "gpu") is N
+        assert judge(claim(runs=()), number(0.5), None, "gpu") is R
+
     def test_verdicts_read_as_words(self):
         assert [str(v) for v in Verdict] == ["reproduced", "contradicted", "unresolved", "not run"]
 
