@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import sympy
 import torch
+from torch.nn import functional
 
 from companion.lab import fetch
 from companion.ledger import claims
-from companion.theory import predictor
+from companion.theory import equilibrium, graph_attention, losses, message_passing, oversmoothing, predictor
 from companion.theory.graph import PositivePairGraph
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -231,6 +232,119 @@ def test_the_alignment_papers_numbers_differ_where_they_should_agree():
     assert abs(symmetric - later) < deviation["table8-stl10-sgd-100"]
     pair = ["table8-stl10-sgd-300", "table8-stl10-sgd-500"]
     assert len({printed[name] for name in pair}) == len({deviation[name] for name in pair}) == 1
+
+
+def test_equal_graphs_are_not_the_only_equilibrium():
+    angle = torch.arange(12, dtype=torch.float64) * torch.pi / 6
+    U = 0.9 * torch.stack([angle.cos(), angle.sin()], 1)
+    A, p = equilibrium.realisable_graph(U, 0.5)
+    normalized = A / torch.outer(p, p).sqrt()
+    rng = torch.Generator().manual_seed(0)
+    collapsed = torch.randn(1, 2, generator=rng, dtype=torch.float64).expand(12, 2)
+    anywhere = torch.randn(12, 2, generator=rng, dtype=torch.float64)
+    forces, gaps = {}, {}
+    for name, features in {"matched": U, "collapsed": collapsed, "anywhere": anywhere}.items():
+        F = p.sqrt()[:, None] * features
+        forces[name] = float(message_passing.force(F, normalized, p, 0.5).abs().max())
+        gaps[name] = float(message_passing.equilibrium_gap(features, A, 0.5))
+    assert max(forces["matched"], forces["collapsed"]) < 1e-14 < 0.01 < forces["anywhere"]
+    assert gaps["matched"] < 1e-14
+    assert gaps["collapsed"] == pytest.approx(float(message_passing.mutual_information(A)), rel=1e-12)
+    assert gaps["collapsed"] > 0.1
+
+
+def batch(seed: int, n: int = 6) -> tuple[torch.Tensor, ...]:
+    """Embeddings of two views, and features before the head, which are not negative."""
+    rng = torch.Generator().manual_seed(seed)
+    z1, z2 = (torch.randn(n, 4, generator=rng, dtype=torch.float64) for _ in range(2))
+    h1, h2 = (torch.rand(n, 5, generator=rng, dtype=torch.float64) for _ in range(2))
+    return z1, z2, h1, h2
+
+
+def test_a_softmax_over_one_positive_is_one_and_that_of_the_code_is_not():
+    z1, z2, h1, h2 = batch(0)
+    pairs = torch.eye(12, dtype=torch.float64).roll(6, 0) / 12  # each view with its partner
+    over_positives = graph_attention.attention_weights(graph_attention.cosines(torch.cat([h1, h2])), pairs, 1.0)
+    assert torch.equal(over_positives[pairs > 0], torch.ones(12, dtype=torch.float64))
+    w = graph_attention.batch_attention(h1, h2)
+    assert w.max() > 1.05 * w.min()
+    equal = losses.attentive_info_nce(z1, z2, 0.5, torch.ones(12))
+    assert float(equal) == float(losses.info_nce(z1, z2, 0.5))
+    assert abs(float(losses.attentive_info_nce(z1, z2, 0.5, w) - equal)) > 1e-4
+
+    z = functional.normalize(torch.cat([z1, z2]), dim=1).requires_grad_()
+    logits = (z @ z.T / 0.5).fill_diagonal_(-torch.inf)
+    alignment = -(w * logits[torch.arange(12), torch.arange(12).roll(6)]).sum()
+    negatives = torch.logsumexp(logits, 1)
+    ours = message_passing.batch_gradient(z.detach(), 0.5, w)
+    for weights, same in ((w, True), (torch.full((12,), 1 / 12, dtype=torch.float64), False)):
+        (found,) = torch.autograd.grad(alignment + (weights * negatives).sum(), z, retain_graph=True)
+        assert torch.allclose(found, ours, rtol=0, atol=1e-12) is same  # the weight stands before the negatives, too
+
+
+def stages(seed: int, like: torch.Tensor) -> list[torch.Tensor]:
+    """Predictions of both views and what two earlier stages left."""
+    rng = torch.Generator().manual_seed(seed)
+    return [torch.randn(like.shape, generator=rng, dtype=like.dtype) for _ in range(4)]
+
+
+def test_slides_and_code_take_different_means_over_stages():
+    z1, z2, _, _ = batch(1)
+    p1, p2, old, older = stages(2, z1)
+    plain = losses.simsiam(p1, p2, z1, z2)
+    slides = losses.multi_stage(p1, p2, z1, z2, torch.stack([old, older]), current=False)
+    code = losses.multi_stage(p1, p2, z1, z2, old[None])
+    assert len({round(float(loss), 3) for loss in (plain, slides, code)}) == 3
+    by_hand = [(z / 2 + old / 2) for z in (z2, z1)]
+    cosine = [functional.cosine_similarity(p, t).mean() for p, t in zip((p1, p2), by_hand, strict=True)]
+    assert float(code) == pytest.approx(-float(sum(cosine)) / 2, rel=1e-12)
+    assert abs(float(losses.multi_stage(p1, p2, z1, z2, 10 * old[None]) - code)) > 0.01
+    short, long = (losses.multi_stage(p1, p2, z1, z2, s * old[None], current=False) for s in (1, 10))
+    assert float(short) == pytest.approx(float(long), rel=1e-12)
+    rates = [float(oversmoothing.multi_stage_rate(0.9, 0.5, 2, replacement=r)) for r in (False, True)]
+    assert abs(rates[0] - rates[1]) > 0.01
+
+
+def test_the_gains_in_standard_errors_and_the_epochs():
+    printed = {claim.id: claim.published["value"] for claim in claims.load("message_passing") if claim.published}
+    page = (ROOT / "book/errata.md").read_text(encoding="utf-8")
+    images = {"cifar10": 10_000, "cifar100": 10_000, "imagenet100": 5_000}
+    together, above = [], 0
+    for name, plain, new in (
+        ("attentive alignment", "simclr", "simclr-attn"),
+        ("multi-stage aggregation", "simsiam", "simsiam-multi"),
+    ):
+        gains, variances = [], []
+        for depth in (18, 50):
+            for data, n in images.items():
+                old, better = (printed[f"message_passing.{method}-resnet{depth}-{data}"] for method in (plain, new))
+                gains.append(better - old)
+                variances.append(sum(x * (100 - x) for x in (old, better)) / n)  # of a percentage
+            row = [f"{g / v**0.5:.1f}" for g, v in zip(gains[-3:], variances[-3:], strict=True)]
+            assert f"| {name}, ResNet-{depth} | {' | '.join(row)} |" in page
+            above += sum(g > 2 * v**0.5 for g, v in zip(gains[-3:], variances[-3:], strict=True))
+        assert min(gains) > 0
+        together.append(f"{sum(gains) / sum(variances) ** 0.5:.1f}")
+    assert (together, above) == (["2.9", "5.2"], 4)
+    assert round(19_200 / (50_000 // 512)) == 198
+    assert 450 < 125_100 * 512 / 126_700 < 550  # ImageNet-100 has about so many images
+
+
+def test_attention_needs_the_features_of_all_processes():
+    z1, z2, h1, h2 = batch(3)
+    halves = [batch(3), batch(4)]
+    whole = [torch.cat([half[i] for half in halves]) for i in range(4)]
+    own = graph_attention.batch_attention(h1, h2)
+    gathered = graph_attention.batch_attention(whole[2], whole[3])
+    turn = iter(whole[:2] * 2)
+
+    def gather(_):
+        return next(turn)
+
+    with pytest.raises(ValueError, match="one weight for each of the 24 views"):
+        losses.attentive_info_nce(z1, z2, 0.5, own, gather=gather)
+    two = losses.attentive_info_nce(z1, z2, 0.5, gathered, gather=gather)
+    assert float(two) == float(losses.attentive_info_nce(whole[0], whole[1], 0.5, gathered))
 
 
 def test_reproduce_page_lists_the_hashes_that_the_code_checks():

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from in_browser import SCREENS, console_errors, foreign_requests, load
+from in_browser import CONTRAST, OUTSIDE, SCREENS, console_errors, explorable, foreign_requests
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from companion.theory import stepwise
 
-STATIC = Path(__file__).resolve().parents[2] / "book" / "_static"
 GAMMAS = [1e-4, 0.0081, 0.3, 0.98, 1.0, 2.5, 11.0]  # the last times the largest start squared stays below 1
 STARTS = [1e-150, 1e-12, 1e-6, 1e-3, 0.1, 0.3]
 TIMES = [0.0, 1e-12, 0.01, 0.5, 1.0, 3.0, 17.0, 500.0, 1e6, 1e300, math.inf]
@@ -32,50 +30,12 @@ for (const [id, value] of Object.entries(arguments[0])) {
   input.dispatchEvent(new Event("input", { bubbles: true }));
 }
 """
-OUTSIDE = """
-return [...document.querySelectorAll(".explorable svg")].flatMap(svg => {
-  const box = svg.getBoundingClientRect();
-  return [...svg.querySelectorAll("text, polyline, circle")]
-    .filter(node => {
-      const b = node.getBoundingClientRect();
-      return b.left < box.left || b.right > box.right || b.top < box.top || b.bottom > box.bottom;
-    }).map(node => node.textContent || node.tagName);
-});
-"""
-CONTRAST = r"""
-const luminance = colour => {
-  const [r, g, b] = colour.match(/[\d.]+/g).slice(0, 3).map(v => v / 255)
-    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-};
-const ground = luminance(arguments[0]);
-return [...document.querySelectorAll(".explorable svg text, .explorable .curve")].map(node => {
-  const style = getComputedStyle(node);
-  const ink = luminance(node.tagName === "text" ? style.fill : style.stroke);
-  return (Math.max(ink, ground) + 0.05) / (Math.min(ink, ground) + 0.05);
-});
-"""
 
 
 @pytest.fixture
 def live(tiny, browser):
     """Build a page with the staircase under the book's style sheet, and open it."""
-    book = tiny("```{explorable} staircase\n:name: fig-live\n\nA caption with $x$.\n```")
-    settings = f'master_doc = "index"\nhtml_static_path = [{str(STATIC)!r}]\nhtml_css_files = ["companion.css"]\n'
-    book.write("source/conf.py", settings)
-    book.build()
-
-    def look(mode="light", screen="wide"):
-        load(browser, (book.root / "html/book/chapters/01_tiny.html").as_uri(), mode, screen)
-        # what the book's theme does: the mode, and the colour of text in it
-        ink = {"light": "#323232", "dark": "#ced6dd"}[mode]
-        browser.execute_script(
-            f"const root = document.documentElement; root.dataset.theme = '{mode}';"
-            f"root.style.setProperty('--pst-color-text-base', '{ink}')"
-        )
-        return browser
-
-    return look
+    return explorable(tiny, browser, "staircase")
 
 
 def in_javascript(browser, expression: str, *lists: list) -> torch.Tensor:
