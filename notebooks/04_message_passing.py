@@ -2852,7 +2852,7 @@ for ax, (title, points) in zip(axes, panels, strict=True):
         if len(chosen) > 1:
             ax.plot(chosen[::10, :40, 0], chosen[::10, :40, 1], color=COLORS[which], lw=0.4, alpha=0.35)
         ax.plot(chosen[-1, :, 0], chosen[-1, :, 1], "o", ms=2.5, color=COLORS[which])
-    ax.set(title=title, aspect="equal")
+    ax.set(title=title, aspect="equal", anchor="N")
     ax.axis("off")
 
 # %% [markdown]
@@ -2890,7 +2890,7 @@ for ax, (title, points) in zip(axes, panels, strict=True):
 # equilibrium gap in nats of {prf:ref}`thm-kl-identity`.
 
 # %%
-vertices, k_graph, tau, updates = {
+vertices, k_graph, tau, graph_updates = {
     "smoke": (200, 8, 0.5, 150),
     "cpu": (600, 16, 0.5, 600),
     "gpu": (3000, 16, 0.5, 2000),
@@ -2959,7 +2959,7 @@ def by_network(run, independent=False):
     """A perceptron trained with the minibatch loss on pairs from the graph, and what was seen."""
     draw = torch.Generator().manual_seed(1000 * seed + run)
     model, watch = encoders.mlp((inputs.shape[1], 256, k_graph), generator=draw), Messages(draw)
-    options = train.Options(updates, 256, lr=1e-3, optimizer="adam", weight_decay=0.0, seed=1000 * seed + run)
+    options = train.Options(graph_updates, 256, lr=1e-3, optimizer="adam", weight_decay=0.0, seed=1000 * seed + run)
     loss = functools.partial(losses.info_nce, temperature=tau)
     pairs = graphs.law_pairs(law, inputs, independent=independent)
     train.fit(model, pairs, loss, options, what=f"network on the graph, seed {run}", observe=watch, observe_every=10)
@@ -3048,6 +3048,7 @@ SimSiam = {
 }
 
 
+# %%
 def few_label_accuracy(model):
     """Test accuracy of a ridge classifier with 10 and with 50 labels a class, mean over five draws."""
 
@@ -3174,7 +3175,7 @@ fresh = train.image_pairs(small_images.images, alignment.SMALL)
 x1, x2 = (x.flatten(1).double() for x in fresh(pixel_views, torch.Generator().manual_seed(10_000 + seed)))
 Sigma_x, Sigma_2 = (x1.T @ x1 + x2.T @ x2) / (2 * len(x1)), (x1 - x2).T @ (x1 - x2) / len(x1)
 rates, directions = torch.linalg.eigh(Sigma_2)
-h, updates, k_linear = 0.25 / float(rates[-1]), 100 if smoke else 400, 32
+h, linear_updates, k_linear = 0.25 / float(rates[-1]), 100 if smoke else 400, 32
 
 
 def mean_square(W):
@@ -3190,15 +3191,15 @@ def collapse_linear(run):
     """Train a linear encoder by alignment alone; mean squares measured, predicted, and predicted with one common rate."""
     draw = torch.Generator().manual_seed(1000 * seed + run)
     model = encoders.seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(len(Sigma_x), k_linear, bias=False)), draw)
-    options = train.Options(updates, 256, lr=h, momentum=0.0, weight_decay=0.0, cosine=False, seed=1000 * seed + run)
+    options = train.Options(
+        linear_updates, 256, lr=h, momentum=0.0, weight_decay=0.0, cosine=False, seed=1000 * seed + run
+    )
     seen = []
 
     def observe(step, model):
         seen.append((step, model[1].weight.double().clone()))
 
-    train.fit(
-        model, fresh, losses.alignment, options, what=f"alignment alone, {run}", observe=observe, observe_every=10
-    )
+    train.fit(model, fresh, losses.alignment, options, what=f"alignment alone, {run}", observe=observe, observe_every=2)
     start, same = seen[0][1], torch.full_like(rates, float(rates.mean()))
     curves = [(mean_square(W), predicted(start, step), predicted(start, step, same)) for step, W in seen]
     return np.array([step for step, _ in seen]), np.array(curves)
@@ -3210,7 +3211,7 @@ for slug, column in (("", 1), ("-one-rate", 2)):
     alone(f"message_passing.linear-collapse{slug}", errors)
 alone("message_passing.linear-collapse-end", [float(curves[-1, 0] / curves[0, 0]) for _, curves in shrinking])
 
-# %% mystnb={"figure": {"caption": "Can the collapse be predicted? Mean square of the features of five linear encoders trained by alignment alone (blue), what {eq}`eq-mp-linear-collapse` predicts from their starts (black, dashed), and what one common rate, the mean of all, would give (orange).", "name": "fig-mp-network-collapse"}, "image": {"alt": "On logarithmic axes the measured mean square falls by two orders of magnitude, fast at first and then more and more slowly, and the dashed prediction lies on it; the curve for one common rate stays far above and then drops far below."}}
+# %% mystnb={"figure": {"caption": "Can the collapse be predicted? Mean square of the features of five linear encoders trained by alignment alone (blue), what {eq}`eq-mp-linear-collapse` predicts from their starts (black, dashed), and what one common rate, the mean of all, would give (orange).", "name": "fig-mp-network-collapse"}, "image": {"alt": "On logarithmic axes the measured mean square falls by two orders of magnitude, fast at first and then more and more slowly, and the dashed prediction lies on it; the curves for one common rate stay level at first and are far above for most of the run."}}
 fig, ax = plt.subplots()
 for steps, curves in shrinking:
     for column, style, color in ((2, "-", COLORS[1]), (0, "-", COLORS[0]), (1, "--", "0.3")):
@@ -3272,7 +3273,7 @@ for (name, found), color in zip(falling.items(), (COLORS[i] for i in (0, 2, 1, 3
         ax.plot(steps, curves.mean(0), color=color, label=variants[name][0])
 axes[0].set(xlabel="updates", ylabel="spread", ylim=(-0.03, 1.05))
 axes[1].set(xlabel="updates", ylabel="effective rank")
-_ = axes[1].legend(loc="upper left", bbox_to_anchor=(0.0, 0.8))
+_ = axes[1].legend(loc="upper left", bbox_to_anchor=(0.15, 1.0))
 
 # %% [markdown]
 # Alignment alone ends at a spread of {measured}`message_passing.collapse-spread-alignment|.3f`
@@ -3289,9 +3290,9 @@ _ = axes[1].legend(loc="upper left", bbox_to_anchor=(0.0, 0.8))
 # they are, and what is left over is common to all of them. DINO does use a running mean; but it has a slow teacher, and a
 # softmax that it sharpens, and both are absent here.
 #
-# A probe would have missed most of this: the printed accuracies with few labels lie close together, because
-# features are standardised before they are read, which undoes any collapse that is not exact. That is why spread and
-# effective rank stand beside every accuracy in this chapter.
+# A probe says less of this than one would think. The printed accuracies are those of the encoder's features, which are read
+# before the head and standardised: a network whose embedding is one point still has features, and a probe stretches
+# whatever differences are left in them. That is why spread and effective rank stand beside every accuracy in this chapter.
 
 # %% [markdown]
 # ## At the paper's scale
