@@ -79,6 +79,7 @@ def integrate(
     times: Float[Tensor, " T"],
     rtol: float = 1e-10,
     method: str = "DOP853",
+    atol: float | None = None,
 ) -> Float[Tensor, "T N k"]:
     r"""Run the flow of the whole loss, its velocity by automatic differentiation, and return the features.
 
@@ -88,8 +89,9 @@ def integrate(
         normalized: $\bar A$; or its eigenvalues, for features in its eigenbasis, with every loss but InfoNCE.
         degree: $p$.
         times: increasing, $\ge0$; multiples of the step for a recursion.
-        rtol: relative tolerance; absolute ones are this times the largest entry of the start.
+        rtol: relative tolerance.
         method: of `scipy.integrate.solve_ivp`.
+        atol: absolute tolerance; the relative one times the largest entry of the start when None.
 
     Returns:
         $F$ at the times, shape (T, N, k), float64.
@@ -122,7 +124,8 @@ def integrate(
             path, count = [*path, y], goal
         return torch.stack([unpack(y)[0] for y in path])
     span = (0.0, float(times[-1]))
-    run = solve_ivp(velocity, span, y0, method, t_eval=times.numpy(), rtol=rtol, atol=rtol * abs(y0).max())
+    floor = rtol * abs(y0).max() if atol is None else atol
+    run = solve_ivp(velocity, span, y0, method, t_eval=times.numpy(), rtol=rtol, atol=floor)
     if not run.success:
         raise ValueError(f"integrate: the solver gave up on {law.name}: {run.message}; ask for shorter times")
     return torch.stack([unpack(np.ascontiguousarray(y))[0] for y in run.y.T])

@@ -200,7 +200,7 @@ def laws(
     rows["slow"] = Law(
         name="BYOL, slow target",
         descends=r"\tfrac12\E\norm{W^\top f(x)-\operatorname{sg}t(x^+)}^2",
-        law=r"\dot s=p(\gamma a-ps),\ \dot p=s(\gamma a-ps),\ \dot a=\beta(s-a)",
+        law=r"\dot s/p=\dot p/s=\gamma a-ps,\ \dot a=\beta(s-a)",
         growth=r"\gamma a",
         end=r"s=\gamma",
         order=first,

@@ -78,7 +78,10 @@ class TestEveryRow:
 
     @pytest.mark.parametrize("name", CLOSED)
     def test_the_closed_form_is_the_flow_of_the_loss(self, name, case):
-        law, times = ROWS[name], torch.tensor([0.0, 0.5, 2.0, 4.0], dtype=torch.float64)  # later, rounding lets others in
+        law, times = (
+            ROWS[name],
+            torch.tensor([0.0, 0.5, 2.0, 4.0], dtype=torch.float64),
+        )  # later, rounding lets others in
         start = balanced_state(law, case.V * case.s @ case.Q.T)
         path = integrate(law, start, case.Abar, case.p, times, rtol=1e-12)
         s = law.curve(case.gamma, case.s, times[:, None])
@@ -364,7 +367,7 @@ class TestErrors:
 class TestTheTable:
     """The table that a reader sees is written by hand: it must say what the records say."""
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def rows(self) -> dict[str, str]:
         text = re.sub(r"^# ?", "", SOURCE.read_text(encoding="utf-8"), flags=re.MULTILINE)
         tables = re.findall(r"^```\{list-table\}[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
