@@ -37,7 +37,7 @@ class Recipe:
 
     Attributes:
         method: "simclr"; "simclr-attn", anchors weighted by how alike the encoder's features of both views are;
-            "simclr-shuffled", its control, the same weights in random order; "simsiam"; "simsiam-multi", the target is
+            "simclr-shuffled", its control, which deals them to other images; "simsiam"; "simsiam-multi", the target is
             the mean of several stages; "simsiam-average", its control, the target is the mean of both present views;
             "alignment", no negatives, no predictor, gradients through both sides.
         encoder: from a generator of weights to an encoder.
@@ -48,7 +48,7 @@ class Recipe:
         temperature: $\tau$ of SimCLR.
         beta: $\beta\ge0$, inverse temperature of attention; 0 gives equal weights, which is SimCLR.
         stages: r of "simsiam-multi", the present one included: the other view and the r - 1 latest visits of the image.
-        after: updates of plain SimSiam before "simsiam-multi" uses what it remembers.
+        after: updates of plain SimSiam before "simsiam-multi" or "simsiam-average" has a target of its own.
         centre: of "alignment": the target is taken as constant and less a running mean, which keeps this share of
             itself when the batch's own mean comes in; 0 for that of the batch, None for the embedding as it is.
         stop_gradient: of "alignment" without centre: whether each side takes the other as constant.
@@ -106,16 +106,15 @@ class Recipe:
             h1, h2 = (distributed.gather(h.detach()) for h in (h1, h2))
             weights = graph_attention.batch_attention(h1, h2, self.beta)
             if self.method == "simclr-shuffled":
-                weights = weights[model.permutation(len(weights))]
+                order = model.permutation(len(h1))  # of images: both views of one share their weight, as before
+                weights = weights[torch.cat([order, order + len(order)])]
             return losses.attentive_info_nce(z1, z2, self.temperature, weights, distributed.gather)
         if self.method == "alignment":
             value = self._alignment(model, z1, z2)
-        elif self.method == "simsiam-multi":
-            memory, stored = model.recall()
+        elif (multi := self.method == "simsiam-multi") or self.method == "simsiam-average":
+            memory, stored = model.recall() if multi else ((z1 + z2)[None] / 2, torch.ones_like(z1[:, 0]).long())
             stored = torch.where(model.updates >= self.after, stored, 0)
-            value = losses.multi_stage(p1, p2, z1, z2, memory, stored)
-        elif self.method == "simsiam-average":
-            value = losses.multi_stage(p1, p2, z1, z2, (z1 + z2)[None] / 2, current=False)
+            value = losses.multi_stage(p1, p2, z1, z2, memory, stored, current=multi)
         else:
             value = losses.simsiam(p1, p2, z1, z2)
         return cast(Tensor, distributed.sum_over_workers(value) / distributed.workers())
@@ -141,6 +140,7 @@ def small(
     batch: int = 128,
     lr: float = 0.1,
     batch_norm: bool = True,
+    hidden: tuple[int, ...] | None = None,
     **changes: Any,
 ) -> Recipe:
     """The perceptron of `alignment.small` on small grey images: seconds on one core.
@@ -157,6 +157,7 @@ def small(
         batch: positive pairs in one.
         lr: largest learning rate.
         batch_norm: whether there are batch norms in the head.
+        hidden: widths of the head's hidden layers; None for those above.
         changes: other attributes of the recipe.
 
     Returns:
@@ -165,7 +166,7 @@ def small(
     References:
         The companion's own sizes and rates.
     """
-    hidden = (128,) if method.startswith("simclr") else (128, 128)
+    hidden = ((128,) if method.startswith("simclr") else (128, 128)) if hidden is None else hidden
 
     def build() -> encoders.Encoder:
         return encoders.Encoder(alignment.perceptron(images, pool), _head((128, *hidden, k), method, batch_norm))

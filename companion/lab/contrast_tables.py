@@ -37,21 +37,19 @@ class Row:
         method: one of `contrast.METHODS`.
         depth: of the ResNet.
         images: "cifar10", "cifar100" or "folder".
-        epochs: passes over the images; None for the published length.
         published: the table's number in percent; nan where there is none.
     """
 
     method: str
     depth: int
     images: str
-    epochs: int | None = None
     published: float = field(default=float("nan"), compare=False)
 
     @property
     def name(self) -> str:
-        """For files and claims: "simclr-attn-resnet18-cifar10", with its epochs where they are not the published."""
+        """For files and claims: "simclr-attn-resnet18-cifar10"."""
         images = "imagenet100" if self.images == "folder" else self.images
-        return f"{self.method}-resnet{self.depth}-{images}" + (f"-{self.epochs}" if self.epochs else "")
+        return f"{self.method}-resnet{self.depth}-{images}"
 
     def recipe(self, images: ImageSet) -> contrast.Recipe:
         """The authors' configuration for `images`.
@@ -61,7 +59,7 @@ class Row:
         """
         if images.name != self.images:
             raise ValueError(f"row {self.name}: expected images of {self.images}, found {images.name!r}")
-        return contrast.authors(images, self.method, self.depth, epochs=self.epochs)
+        return contrast.authors(images, self.method, self.depth)
 
 
 def table_rows() -> dict[str, Row]:
@@ -82,9 +80,32 @@ def image_sets(name: str, root: str | Path | None = None, size: int = SIZE) -> t
 
     Returns:
         Training set and test set.
+
+    Raises:
+        DataError: the set is missing or damaged, or the folder has not both sub-folders, with the same classes.
     """
+    if name == "folder" and root is not None:
+        _check_splits(Path(root).expanduser())
     fit, test = (data.load(name, split, root, size=size) for split in ("train", "test"))
     return fit, test
+
+
+def _check_splits(top: Path) -> None:
+    """Before anything is read: `data.load` takes `top` itself for a split that is not there."""
+    missing = [split for split in ("train", "test") if not (top / split).is_dir()]
+    if missing:
+        mend = f"Mend it: rename val, say, to test, mv '{top / 'val'}' '{top / 'test'}'"
+        raise data.DataError(
+            f"{top}: expected the folders train and test, one sub-folder a class in each, found no {missing[0]}. {mend}"
+        )
+    fit, test = ({p.name for p in (top / split).iterdir() if p.is_dir()} for split in ("train", "test"))
+    if fit != test:
+        odd = sorted(fit ^ test)
+        place, other = ("train", "test") if odd[0] in fit else ("test", "train")
+        raise data.DataError(
+            f"{top}: expected the same classes in train and test, found {odd[0]!r} in {place} only "
+            f"({len(odd)} such). Mend it: add {top / other / odd[0]} or remove {top / place / odd[0]}"
+        )
 
 
 def train(row: Row, images: ImageSet, seed: int, device: torch.device | str) -> tuple[Network, AlignmentWatch]:

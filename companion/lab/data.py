@@ -172,12 +172,14 @@ def _folder(split: str, root: str | Path | None, size: int) -> ImageSet:
     top = Path(root).expanduser()
     try:
         found = datasets.ImageFolder(top / split if (top / split).is_dir() else top)
-        images = [
-            functional.pil_to_tensor(functional.center_crop(functional.resize(i, [size]), [size])) for i, _ in found
-        ]
+        # filled in place: a list and its stack would need twice the memory
+        images = torch.empty(len(found), 3, size, size, dtype=torch.uint8)
+        for row in range(len(found)):
+            image, _ = found[row]
+            images[row] = functional.pil_to_tensor(functional.center_crop(functional.resize(image, [size]), [size]))
     except OSError as error:
         raise DataError(f"{top}: expected one sub-folder a class with readable images, found: {error}") from None
-    return ImageSet(torch.stack(images), torch.tensor(found.targets), tuple(found.classes), "folder")
+    return ImageSet(images, torch.tensor(found.targets), tuple(found.classes), "folder")
 
 
 def main(arguments: list[str] | None = None) -> int:

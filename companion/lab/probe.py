@@ -14,7 +14,14 @@ from jaxtyping import Float, Int64
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from companion.lab.intervals import Interval, mean_interval, median_interval, paired_interval
+from companion.lab.intervals import (
+    Interval,
+    mean_interval,
+    median_interval,
+    paired_interval,
+    pairs_needed,
+    pairs_needed_interval,
+)
 
 __all__ = [
     "PENALTIES",
@@ -29,6 +36,8 @@ __all__ = [
     "mean_interval",
     "paired_interval",
     "median_interval",
+    "pairs_needed",
+    "pairs_needed_interval",
 ]
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # for standardised features: their total variance is d

@@ -12,7 +12,7 @@ from companion.ledger import paths
 EVIDENCE = ("exact", "statistical", "trend", "published")
 EXPECTATIONS = ("below", "above", "within", "equals", "increasing", "decreasing")
 REQUIRED = ("id", "paper", "locator", "says", "evidence", "quantity", "unit", "expect")
-OPTIONAL = ("control", "control_says", "published", "runs", "gates", "note")
+OPTIONAL = ("control", "control_says", "published", "runs", "gates", "optional", "note")
 
 
 class ClaimsError(ValueError):
@@ -37,8 +37,9 @@ class Claim:
         control: id of the record with one hypothesis broken; it has to violate `expect`.
         control_says: what is broken there.
         published: the number a paper prints: ``value`` and ``setting``.
-        runs: profiles in which the claim has to be measured; with none, it is judged wherever it is recorded.
+        runs: profiles in which the claim has to be measured.
         gates: profiles in which a contradiction fails the run.
+        optional: whether a run may leave it out, being on data that cannot be fetched; recorded, it is judged as any.
         note: why a claim is contradicted, unresolved or not gated, where that needs a word.
     """
 
@@ -56,6 +57,7 @@ class Claim:
     published: dict[str, Any] | None = None
     runs: tuple[str, ...] = paths.PROFILES
     gates: tuple[str, ...] = field(default=())
+    optional: bool = False
     note: str | None = None
 
 
@@ -123,6 +125,11 @@ def _claim(topic: str, number: int, table: dict[str, Any]) -> Claim:
         good = isinstance(profiles, list) and all(profile in paths.PROFILES for profile in profiles)
         demand(good, f"{key} = {profiles!r} must be a list out of {', '.join(paths.PROFILES)}")
     demand(set(gates) <= set(runs), f"gates {gates} must be among runs {runs}: what is not measured cannot gate")
+    demand(isinstance(table.get("optional", False), bool), "optional must be true or false")
+    demand(
+        not (gates and table.get("optional")),
+        f"optional and gates {gates} exclude each other: what may be absent cannot gate",
+    )
     return Claim(**{**table, "topic": topic, "runs": tuple(runs), "gates": tuple(gates)})
 
 

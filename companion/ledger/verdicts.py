@@ -31,7 +31,7 @@ class Row:
         record: its record, if there is one.
         control_record: its control's record, if it has one.
         verdict: what the run says.
-        missing: the profile should have measured it (or its control) and did not.
+        missing: the profile should have measured it (or its control) and did not; an optional claim may be left out.
         gate_failed: the run has to fail because of this line.
         expected: the expectation in words.
         measured: the measured number in words.
@@ -79,11 +79,11 @@ def compare(expect: Mapping[str, Any], record: Record) -> Verdict:
 def judge(claim: Claim, record: Record | None, control_record: Record | None, profile: str) -> Verdict:
     """The verdict on a claim.
 
-    Without a record it is *not run*. A claim that no profile has to measure is judged where somebody could: those on
-    data that cannot be fetched. A claim that has a control is reproduced only if the control violates the very
-    same expectation; a control that does not fail says that the check cannot tell, which is *unresolved*.
+    Without a record, or in a profile in which it does not run, it is *not run*. A claim that has a control is
+    reproduced only if the control violates the very same expectation; a control that does not fail says that the check
+    cannot tell, which is *unresolved*.
     """
-    if record is None or (claim.runs and profile not in claim.runs):
+    if record is None or profile not in claim.runs:
         return Verdict.NOT_RUN
     verdict = compare(claim.expect, record)
     if verdict is Verdict.REPRODUCED and claim.control is not None:
@@ -107,7 +107,8 @@ def rows(profile: str, results: Mapping[str, Results]) -> list[Row]:
         for claim in claims_.load(run.topic):
             record = run.records.get(claim.id)
             control = run.records.get(claim.control) if claim.control else None
-            missing = profile in claim.runs and (record is None or (claim.control is not None and control is None))
+            absent = not claim.optional if record is None else claim.control is not None and control is None
+            missing = profile in claim.runs and absent
             verdict = judge(claim, record, control, profile)
             blind = control is not None and compare(claim.expect, control) is not Verdict.CONTRADICTED
             failed = missing or (profile in claim.gates and (verdict is Verdict.CONTRADICTED or blind))

@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.theory.alignment_checks import ROUNDING, positive
 from companion.theory.feature_norms import row_normalise
-from companion.theory.message_checks import features
+from companion.theory.message_checks import ROUNDING, features, positive
 
 __all__ = ["tangent", "batch_graph", "batch_gradient"]
 

@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.theory.alignment_checks import positive
 from companion.theory.feature_norms import row_normalise
-from companion.theory.message_checks import balanced, repulsion
+from companion.theory.message_checks import balanced, normalized_eigenvalues, positive, repulsion, unit_tolerance
 from companion.theory.reachability import Reachable, pmi, reachable, realisable_graph
 
 __all__ = [
@@ -43,7 +42,7 @@ def growth_rates(eigenvalues: Float[Tensor, " n"], temperature: float, mu: float
         The rates per unit of time (step size times steps), shape (n,), float64.
 
     Raises:
-        ValueError: if the temperature is not positive or $\mu < 0$.
+        ValueError: if the temperature is not positive, $\mu < 0$, or an eigenvalue lies outside [-1, 1].
 
     References:
         The companion's own; `thm-collapse-threshold`.
@@ -54,7 +53,7 @@ def growth_rates(eigenvalues: Float[Tensor, " n"], temperature: float, mu: float
     """
     repulsion(mu, "growth_rates")
     positive(temperature, "growth_rates", "temperature")
-    return 2 / temperature * (mu - 1 + eigenvalues.double())
+    return 2 / temperature * (mu - 1 + normalized_eigenvalues(eigenvalues, "growth_rates"))
 
 
 def small_growth_rates(eigenvalues: Float[Tensor, " n"], temperature: float) -> Float[Tensor, " n"]:
@@ -71,7 +70,7 @@ def small_growth_rates(eigenvalues: Float[Tensor, " n"], temperature: float) -> 
         The rates per unit of time (step size times steps), shape (n,), float64.
 
     Raises:
-        ValueError: if the temperature is not positive.
+        ValueError: if the temperature is not positive or an eigenvalue lies outside [-1, 1].
 
     References:
         The companion's own; `prop-small-growth`.
@@ -81,7 +80,7 @@ def small_growth_rates(eigenvalues: Float[Tensor, " n"], temperature: float) -> 
         [3.0, 1.0]
     """
     positive(temperature, "small_growth_rates", "temperature")
-    return 2 / temperature * eigenvalues.double()
+    return 2 / temperature * normalized_eigenvalues(eigenvalues, "small_growth_rates")
 
 
 def collapse_threshold(eigenvalues: Float[Tensor, " n"]) -> float:
@@ -94,7 +93,7 @@ def collapse_threshold(eigenvalues: Float[Tensor, " n"]) -> float:
         The threshold of $\mu$, in [0, 1] for a positive semidefinite $\bar A$; 0 for a disconnected graph.
 
     Raises:
-        ValueError: if there are fewer than two eigenvalues or the largest is not 1.
+        ValueError: if there are fewer than two eigenvalues, the largest is not 1, or one lies outside [-1, 1].
 
     References:
         The companion's own; `thm-collapse-threshold`.
@@ -103,12 +102,13 @@ def collapse_threshold(eigenvalues: Float[Tensor, " n"]) -> float:
         >>> collapse_threshold(torch.tensor([1.0, 0.75, 0.25]))
         0.25
     """
-    if len(eigenvalues) < 2 or abs(float(eigenvalues.max()) - 1) > 1e-6:
+    if len(eigenvalues) < 2 or float(eigenvalues.max()) < 1 - unit_tolerance(eigenvalues):
         raise ValueError(
             f"collapse_threshold: pass the two or more largest eigenvalues of the normalised graph, the first is 1; "
             f"got {len(eigenvalues)}, the largest {float(eigenvalues.max()) if len(eigenvalues) else float('nan'):g}"
         )
-    return float((1 - eigenvalues.double().sort(descending=True).values[1]).clamp(min=0))
+    gamma = normalized_eigenvalues(eigenvalues, "collapse_threshold").sort(descending=True).values
+    return float((1 - gamma[1]).clamp(min=0))
 
 
 def descend(

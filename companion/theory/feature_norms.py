@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.theory.alignment_checks import marginal, positive
+from companion.theory.message_checks import marginal, positive
 
 Features = Float[Tensor, "*b N k"]
 

@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from companion.theory.alignment_checks import adjacency
 from companion.theory.feature_norms import row_normalise
+from companion.theory.losses._shared import check_rows
+from companion.theory.message_checks import adjacency
 from companion.theory.mode_laws import Scalar
 
 __all__ = [
@@ -226,10 +227,10 @@ def batch_attention(h1: Float[Tensor, "B k"], h2: Float[Tensor, "B k"], beta: fl
         beta: inverse temperature; 1 in the released code, 0 gives equal weights.
 
     Returns:
-        Weights, first views then second, shape (2B,), sum 1, the features' dtype, no gradient; zero rows have cosine 0.
+        Weights, first views then second, shape (2B,), sum 1, the features' dtype, no gradient.
 
     Raises:
-        ValueError: if the shapes do not fit or `beta` is negative.
+        ValueError: if the shapes do not fit, `beta` is negative, or (on a CPU) a row is zero.
 
     References:
         Wang et al. (2023), official code; `def-attention`.
@@ -244,7 +245,7 @@ def batch_attention(h1: Float[Tensor, "B k"], h2: Float[Tensor, "B k"], beta: fl
         raise ValueError(f"batch_attention: expected two (B, k) views, got {tuple(h1.shape)} and {tuple(h2.shape)}")
     if not 0 <= beta < torch.inf:
         raise ValueError(f"batch_attention: beta must be finite and not negative, got {beta}")
-    u1, u2 = (functional.normalize(h.detach(), dim=1) for h in (h1, h2))
+    u1, u2 = (functional.normalize(check_rows(h.detach(), "batch_attention"), dim=1) for h in (h1, h2))
     return torch.softmax(beta * (u1 * u2).sum(1), 0).repeat(2) / 2
 
 
@@ -286,9 +287,7 @@ def cross_share(epsilon: Scalar, delta: Scalar, beta: Scalar) -> Float[Tensor, "
 def _attended(A: Tensor, a: Tensor, name: str) -> Tensor:
     A = adjacency(A, name)[0]
     if a.shape != A.shape:
-        raise ValueError(
-            f"{name}: attention weights {tuple(a.shape)} must have the shape {tuple(A.shape)} of the graph"
-        )
+        raise ValueError(f"{name}: attention weights {tuple(a.shape)} must have the shape {tuple(A.shape)} of A")
     if not a.min() >= 0:
         raise ValueError(f"{name}: attention weights must not be negative, the smallest is {float(a.min()):g}")
     return A * a.double()

@@ -8,8 +8,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.theory.alignment_checks import marginal, on_graph, positive
-from companion.theory.message_checks import balanced, dense, features, pair_law, repulsion
+from companion.theory.message_checks import (
+    balanced,
+    dense,
+    features,
+    marginal,
+    on_graph,
+    pair_law,
+    positive,
+    repulsion,
+)
 
 __all__ = [
     "alignment_loss",

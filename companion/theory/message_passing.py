@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.theory.alignment_checks import marginal, on_graph, positive
 from companion.theory.batch_messages import batch_gradient, batch_graph, tangent
 from companion.theory.graph_attention import (
     attended_graph,
@@ -26,7 +25,7 @@ from companion.theory.graph_attention import (
     cross_share,
     without_self_loops,
 )
-from companion.theory.message_checks import dense, features
+from companion.theory.message_checks import dense, features, marginal, on_graph, positive
 from companion.theory.message_losses import (
     alignment_loss,
     contrastive_loss,
@@ -291,6 +290,9 @@ def kernel_step(
     positive(alpha, "kernel_step")
     U, kernel = on_graph(features(U, "kernel_step"), kernel, "kernel_step", "kernel")
     root = marginal(p, len(U), "kernel_step").sqrt()
-    normalized = dense(A, "kernel_step").double() / torch.outer(root, root)
+    A = on_graph(U, dense(A, "kernel_step"), "kernel_step", "A")[1]
+    if not (gap := float((A.sum(1) - root.square()).abs().max())) <= 1e-6:
+        raise ValueError(f"kernel_step: the row sums of A differ from p by up to {gap:.1e}; pass p = A.sum(1)")
+    normalized = (A + A.T) / 2 / torch.outer(root, root)
     messages = net_message(root[:, None] * U, normalized, p, temperature, 1.0, "kernel_step")
     return U + alpha * kernel @ (root[:, None] * messages)

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from companion.theory import weights
-from companion.theory.alignment_checks import marginal, normalized_eigenvalues, positive
 from companion.theory.feature_norms import centre, layer_norm, node_norm, pair_norm, row_normalise
+from companion.theory.message_checks import marginal, normalized_eigenvalues, positive, unit_tolerance
 from companion.theory.mode_laws import Scalar
 from companion.theory.stage_laws import appnp, multi_stage_rate, multi_stage_step
 from companion.theory.target_messages import (
@@ -45,8 +45,6 @@ __all__ = [
     "centre",
 ]
 
-SAME = 1e-9  # an eigenvalue this close to 1 is a component's; above the solvers' tolerance
-
 
 def collapse_rate(eigenvalues: Float[Tensor, " n"], alpha: Scalar) -> Float[Tensor, "..."]:
     r"""Return the factor by which one alignment step shrinks the distance to collapse, at the least.
@@ -58,14 +56,15 @@ def collapse_rate(eigenvalues: Float[Tensor, " n"], alpha: Scalar) -> Float[Tens
 
     Args:
         eigenvalues: all $\gamma_i$ of $\bar A$, any order, shape (n,); for $\alpha\le\frac12$ and $\bar A\succeq0$ the
-            largest ones are enough, one below 1 among them. Those within $10^{-9}$ of 1 belong to components.
+            largest ones are enough, one below 1 among them. Those within $10^{-9}$ of 1, in
+            single precision $10^{-5}$, belong to components.
         alpha: step size $\alpha>0$ on $F$; any shape.
 
     Returns:
         $\vartheta$, shape of `alpha`, float64; 0 where every eigenvalue is 1, since nothing is left to shrink.
 
     Raises:
-        ValueError: if `alpha` is not positive, an eigenvalue lies outside [-1, 1], or none is 1.
+        ValueError: if `alpha` is not positive, there is no eigenvalue, one lies outside [-1, 1], or none is 1.
 
     References:
         Wang et al. (2023), slides, collapse as oversmoothing; the rate is the companion's own; `thm-oversmoothing`.
@@ -76,10 +75,11 @@ def collapse_rate(eigenvalues: Float[Tensor, " n"], alpha: Scalar) -> Float[Tens
     """
     alpha = positive(alpha, "collapse_rate")
     gamma = normalized_eigenvalues(eigenvalues, "collapse_rate").flatten()
-    if not gamma.max() >= 1 - SAME:
+    one = 1 - unit_tolerance(eigenvalues)
+    if not gamma.max() >= one:
         hint = "pass those of the normalised adjacency matrix (the Laplacian's are 1 - gamma), the top one included"
         raise ValueError(f"collapse_rate: no eigenvalue is 1, the largest is {float(gamma.max()):g}; {hint}")
-    rest = gamma[gamma < 1 - SAME]
+    rest = gamma[gamma < one]
     return (1 - 2 * alpha[..., None] * (1 - rest)).abs().amax(-1) if len(rest) else torch.zeros_like(alpha)
 
 

@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.theory.alignment_checks import positive
-from companion.theory.message_checks import features, pair_law
+from companion.theory.message_checks import features, pair_law, positive
 
 __all__ = ["pmi", "realisable_graph", "Reachable", "reachable"]
 

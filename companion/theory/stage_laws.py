@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.theory.alignment_checks import normalized_eigenvalues, on_graph, positive
+from companion.theory.message_checks import normalized_eigenvalues, on_graph, positive
 from companion.theory.mode_laws import Scalar
 
 
@@ -45,7 +45,7 @@ def multi_stage_rate(eigenvalue: Scalar, alpha: Scalar, r: int, *, replacement: 
         (0.75, 0.9325)
     """
     step = positive(alpha, "multi_stage_rate")
-    if not isinstance(r, int) or r < 1:
+    if type(r) is not int or r < 1:  # True is an int too
         raise ValueError(f"multi_stage_rate: r counts stages, an integer from 1 on, got {r!r}")
     gamma = normalized_eigenvalues(eigenvalue, "multi_stage_rate")
     gamma, step = torch.broadcast_tensors(gamma, torch.ones_like(step) if replacement else step)

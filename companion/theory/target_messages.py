@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.theory.alignment_checks import normalized_eigenvalues, on_graph, positive
+from companion.theory.message_checks import normalized_eigenvalues, on_graph, positive
 from companion.theory.mode_laws import Scalar
 
 Features = Float[Tensor, "*b N k"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -233,11 +234,12 @@ class TestAttention:
         monkeypatch.setattr(contrast.graph_attention, "batch_attention", attention)
         monkeypatch.setattr(contrast.losses, "attentive_info_nce", loss)
         trained("simclr-shuffled", beta=5.0)
-        orders = []
         for before, after in zip(given, taken, strict=True):
             assert not torch.equal(before, after)
             assert torch.equal(before.sort().values, after.sort().values)
-            orders.append(after)
+            assert torch.equal(before[:8], before[8:])
+            assert torch.equal(after[:8], after[8:])  # partners keep one weight, as without shuffling
+            assert len(after.unique()) == len(before.unique()) > 4
         model = recipe("simclr-shuffled").start(0, 12)
         first = model.permutation(16)
         assert first.sort().values.tolist() == list(range(16))
@@ -258,6 +260,16 @@ class TestSiamese:
         model, losses, _ = trained("simsiam-average", after_each=note)
         assert losses.tolist() == pytest.approx(expected, abs=1e-6)
         assert model.memory.numel() == 0
+
+    def test_before_its_time_the_average_changes_nothing(self):
+        plain, losses, _ = trained("simsiam")
+        later, others, _ = trained("simsiam-average", after=7)
+        assert torch.equal(losses[:7], others[:7])
+        assert not torch.equal(losses[7:], others[7:])
+        assert not same(plain, later)
+        never, others, _ = trained("simsiam-average", after=12)
+        assert torch.equal(losses, others)
+        assert same(plain, never)
 
     @pytest.mark.parametrize("method", SIMSIAM)
     def test_gradients_come_through_the_prediction_alone(self, method):
@@ -376,6 +388,18 @@ class TestRecipes:
         head = contrast.small(IMAGES, "alignment", k=12, batch_norm=False).start(0, 12).encoder.projector
         assert [type(layer) for layer in head] == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
         assert all(layer.bias is not None for layer in head if isinstance(layer, nn.Linear))
+
+    def test_hidden_layers_of_the_head(self):
+        """SimCLR with the head of SimSiam and no batch norm in it."""
+        for hidden in ((128, 128), (7,), ()):
+            made = contrast.small(IMAGES, "simclr", k=12, batch_norm=False, hidden=hidden)
+            head = made.start(0, 12).encoder.projector
+            widths = [(layer.in_features, layer.out_features) for layer in head if isinstance(layer, nn.Linear)]
+            assert widths == list(pairwise((128, *hidden, 12)))
+            assert not any(isinstance(layer, nn.BatchNorm1d) for layer in head)
+        made = contrast.small(IMAGES, "simclr", k=8, steps=2, batch_norm=False, hidden=(128, 128))
+        _, watch = contrast.run(made, IMAGES, 0, watched=6, every=2)
+        assert bool(watch.spectrum.isfinite().all())
 
     def test_small_is_the_backbone_of_chapter_three(self):
         ours = contrast.small(IMAGES).start(0, 12).encoder.backbone

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
+from torchvision.utils import save_image
 
 from companion.lab import alignment, contrast, contrast_tables, data, pretrain
 from companion.lab.contrast_tables import Row, table_rows
@@ -28,7 +29,7 @@ class TestRows:
         assert len(ROWS) == len(set(ROWS.values())) == 24
         assert ROWS["simclr-attn-resnet50-cifar10"] == Row("simclr-attn", 50, "cifar10")
         assert ROWS["simsiam-multi-resnet18-imagenet100"].published == 70.52
-        assert Row("simsiam", 18, "cifar100", 200).name == "simsiam-resnet18-cifar100-200"
+        assert Row("simsiam", 18, "cifar100").name == "simsiam-resnet18-cifar100"
 
     def test_gains_are_those_that_the_tables_print(self):
         printed = {
@@ -45,11 +46,50 @@ class TestRows:
         with pytest.raises(ValueError, match="row simclr-resnet18-cifar10: expected images of cifar10, found 'folder'"):
             ROWS["simclr-resnet18-cifar10"].recipe(pictures("folder"))
 
-    def test_image_sets(self, monkeypatch):
+    def test_image_sets(self, monkeypatch, tmp_path):
         calls = []
         monkeypatch.setattr(data, "load", lambda name, split, root, size: calls.append((name, split, root, size)))
-        contrast_tables.image_sets("folder", "somewhere")
-        assert calls == [("folder", split, "somewhere", 224) for split in ("train", "test")]
+        for split in ("train", "test"):
+            (tmp_path / split).mkdir()
+        contrast_tables.image_sets("folder", tmp_path)
+        assert calls == [("folder", split, tmp_path, 224) for split in ("train", "test")]
+
+
+class TestFolder:
+    def write(self, top, **classes):
+        """One grey picture a class."""
+        for split, names in classes.items():
+            for number, name in enumerate(names):
+                (top / split / name).mkdir(parents=True)
+                save_image(torch.full((3, 20, 30), number / 8), top / split / name / "0.png")
+
+    def test_both_splits(self, tmp_path):
+        self.write(tmp_path, train=("cat", "dog"), test=("cat", "dog"))
+        fit, test = contrast_tables.image_sets("folder", str(tmp_path), 16)
+        assert fit.classes == test.classes == ("cat", "dog")
+        assert fit.images.shape == test.images.shape == (2, 3, 16, 16)
+
+    def test_val_in_place_of_test(self, tmp_path):
+        """Read from the top, `train` and `val` would be two classes of one set that is both trained and counted on."""
+        self.write(tmp_path, train=("cat", "dog"), val=("cat", "dog"))
+        assert data.load("folder", "test", tmp_path, size=16).classes == ("train", "val")
+        message = "expected the folders train and test, .* found no test. Mend it: rename val, .* mv '.*val' '.*test'"
+        with pytest.raises(data.DataError, match=message):
+            contrast_tables.image_sets("folder", tmp_path, 16)
+        (tmp_path / "val").rename(tmp_path / "test")
+        assert len(contrast_tables.image_sets("folder", tmp_path, 16)[1]) == 2
+
+    def test_other_classes(self, tmp_path):
+        self.write(tmp_path, train=("cat", "dog", "owl"), test=("cat", "emu"))
+        message = (
+            "same classes in train and test, found 'dog' in train only .3 such.. Mend it: add .*test/dog or remove"
+        )
+        with pytest.raises(data.DataError, match=message):
+            contrast_tables.image_sets("folder", tmp_path, 16)
+
+    def test_no_root(self):
+        with pytest.raises(data.DataError, match="found no root"):
+            contrast_tables.image_sets("folder")
 
 
 class TestConfigurations:

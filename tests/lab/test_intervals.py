@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from companion.lab import intervals, probe
-from companion.lab.intervals import mean_interval, median_interval, paired_interval
+from companion.lab.intervals import mean_interval, median_interval, paired_interval, pairs_needed, pairs_needed_interval
 
 
 class TestIntervals:
@@ -87,7 +87,56 @@ class TestMedianInterval:
             median_interval(range(9), 95)
 
 
+class TestPairsNeeded:
+    @pytest.mark.parametrize(("ratio", "power", "level"), [(1.0, 0.8, 0.95), (0.5, 0.9, 0.95), (1.5, 0.8, 0.99)])
+    def test_simulated_tests(self, ratio, power, level):
+        """The t-test sees the effect as often as asked at n pairs, and less often at n - 1."""
+        n, runs = pairs_needed(2.0, 2.0 * ratio, power, level), 100_000
+        seen = []
+        for size in (n, n - 1):
+            x = np.random.default_rng(size).normal(ratio, size=(runs, size))
+            t = x.mean(1) / (x.std(1, ddof=1) / size**0.5)
+            seen.append(np.mean(t > stats.t.ppf((1 + level) / 2, size - 1)))
+        error = 3 * (power * (1 - power) / runs) ** 0.5
+        assert seen[0] > power - error
+        assert seen[1] < power + error
+        assert seen[0] > seen[1]
+
+    def test_more_where_it_is_harder(self):
+        sizes = [pairs_needed(1.0, effect) for effect in (5.0, 2.0, 1.0, 0.5, 0.1, 0.01)]
+        assert sizes == sorted(set(sizes))
+        assert sizes[0] >= 2
+        assert pairs_needed(2.0, 1.0) == pairs_needed(1.0, 0.5) == 34
+        assert pairs_needed(1.0, 1.0, power=0.9) > pairs_needed(1.0, 1.0) > pairs_needed(1.0, 1.0, level=0.9)
+        normal = (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) ** 2  # without the loss of estimating the deviation
+        assert 0 < pairs_needed(1.0, 0.05) - normal / 0.05**2 < 4
+
+    def test_coverage_of_the_interval(self):
+        draws, truth = np.random.default_rng(0).normal(size=(1000, 8)), pairs_needed(1.0, 0.5)
+        found = [pairs_needed_interval(draw.tolist(), 0.5) for draw in draws]
+        assert abs(np.mean([i.low <= truth <= i.high for i in found]) - 0.95) < 4 * (0.95 * 0.05 / 1000) ** 0.5
+        assert all(i.low <= i.mean <= i.high for i in found)
+        assert found[0].mean == pairs_needed(float(draws[0].std(ddof=1)), 0.5)
+        assert found[0].n == 8
+
+    def test_errors_teach(self):
+        for settings, message in (
+            ((0.0, 1.0), "deviation: expected a positive number, found 0.0"),
+            ((1.0, -1.0), "effect: expected a positive number, found -1.0"),
+            ((1.0, float("nan")), "effect: expected"),
+            ((1.0, 1.0, 1.0), "power: expected a positive number below 1, found 1.0"),
+            ((1.0, 1.0, 0.8, 95), "level: expected a probability between 0 and 1, found 95"),
+            ((1.0, 1e-6), "effect: 1e-06 beside a deviation of 1 needs over a million pairs"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                pairs_needed(*settings)
+        for differences in ([0.5], [0.5, 0.5]):
+            with pytest.raises(ValueError, match="at least two different numbers, one a seed, found"):
+                pairs_needed_interval(differences, 1.0)
+
+
 def test_probe_offers_the_same_intervals():
-    for name in ("Interval", "mean_interval", "paired_interval", "median_interval"):
+    names = ("mean_interval", "paired_interval", "median_interval", "pairs_needed", "pairs_needed_interval")
+    for name in ("Interval", *names):
         assert name in probe.__all__
         assert getattr(probe, name) is getattr(intervals, name)

@@ -69,8 +69,14 @@ def test_without_more_said_a_claim_runs_everywhere_and_gates_nowhere(write):
     published = 'published = { value = 41.3, setting = "their table" }\n'
     write(table(), table(id='"toy.table"', **PUBLISHED) + published)
     measured, quoted = claims.load("toy")
-    assert (measured.runs, measured.gates) == (("smoke", "cpu", "gpu"), ())
+    assert (measured.runs, measured.gates, measured.optional) == (("smoke", "cpu", "gpu"), (), False)
     assert (quoted.runs, quoted.gates) == (("gpu",), ())
+
+
+def test_a_claim_that_a_run_may_leave_out(write):
+    write(table(runs='["gpu"]', optional="true"))
+    (claim,) = claims.load("toy")
+    assert (claim.runs, claim.optional) == (("gpu",), True)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +159,8 @@ def test_a_file_that_is_no_list_of_claims(write, text, message):
         ({"runs": '"cpu"'}, "runs = 'cpu' must be a list out of smoke, cpu, gpu"),
         ({"runs": '["laptop"]'}, "runs = ['laptop'] must be a list out of smoke, cpu, gpu"),
         ({"gates": '["CPU"]'}, "gates = ['CPU'] must be a list out of smoke, cpu, gpu"),
+        ({"optional": '"yes"'}, "optional must be true or false"),
+        ({"optional": "true", "gates": '["gpu"]'}, "optional and gates ['gpu'] exclude each other"),
         ({"runs": '["cpu"]', "gates": '["gpu"]'}, "gates ['gpu'] must be among runs ['cpu']: what is not measured can"),
     ],
 )

@@ -159,9 +159,8 @@ class TestJudge:
         assert judge(claim(runs=("gpu",)), number(0.5), None, "cpu") is N
         assert judge(claim(runs=("gpu",)), number(0.5), None, "gpu") is R
 
-    def test_a_claim_that_no_profile_has_to_measure_is_judged_where_somebody_could(self):
-        assert judge(claim(runs=()), None, None, "gpu") is N
-        assert judge(claim(runs=()), number(0.5), None, "gpu") is R
+    def test_a_claim_that_no_profile_measures(self):
+        assert judge(claim(runs=()), number(0.5), None, "gpu") is N
 
     def test_verdicts_read_as_words(self):
         assert [str(v) for v in Verdict] == ["reproduced", "contradicted", "unresolved", "not run"]
@@ -235,6 +234,22 @@ class TestRows:
         toy(a='expect = { below = 1.0 }\nruns = ["gpu"]\n')
         (row,) = rows("cpu", {"07_toy": run()})
         assert (row.verdict, row.missing, row.gate_failed, row.measured) == (N, False, False, "-")
+
+    @pytest.mark.parametrize(
+        ("profile", "values", "verdict", "missing"),
+        [
+            ("gpu", {}, N, False),
+            ("gpu", {"a": 0.5, "a_off": 2.0}, R, False),
+            ("gpu", {"a": 2.0, "a_off": 2.0}, C, False),
+            ("gpu", {"a": 0.5}, U, True),  # without its control a claim that was measured is not whole
+            ("cpu", {}, N, False),
+            ("cpu", {"a": 0.5, "a_off": 2.0}, N, False),
+        ],
+    )
+    def test_what_may_be_left_out_is_judged_where_it_was_not(self, toy, profile, values, verdict, missing):
+        toy(a='expect = { below = 1.0 }\nruns = ["gpu"]\noptional = true\n' + CONTROL)
+        (row,) = rows(profile, {"07_toy": run(profile, **values)})
+        assert (row.verdict, row.missing, row.gate_failed) == (verdict, missing, missing)
 
     def test_a_row_says_what_was_expected_and_measured(self, toy):
         toy(a=GATED + CONTROL, b="expect = { increasing = true }\n")

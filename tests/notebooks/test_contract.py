@@ -1,6 +1,7 @@
 """Witness: the sources of the book themselves, read cell by cell; the checkers are shown texts that break the rules."""
 
 import ast
+import dataclasses
 import itertools
 import re
 import subprocess
@@ -104,7 +105,7 @@ def composable(name: str, atoms: set[str], pieces: int = 3) -> bool:
 
 
 def expected(topic_claims, profile: str) -> set[str]:
-    """Ids that a run of a profile has to record: its claims and their controls."""
+    """Ids that a run of a profile records, optional ones included: its claims and their controls."""
     return {name for c in topic_claims if profile in c.runs for name in (c.id, c.control) if name}
 
 
@@ -242,7 +243,9 @@ class TestRecords:
 
 def missing_or_strange(results: Results) -> set[str]:
     """Ids that a run should have recorded and has not, or has and should not."""
-    return set(results.records) ^ expected(CLAIMS[results.topic], results.profile)
+    found, topic_claims = set(results.records), CLAIMS[results.topic]
+    left_out = expected([claim for claim in topic_claims if claim.optional], results.profile) - found
+    return (found ^ expected(topic_claims, results.profile)) - left_out
 
 
 def test_every_topic_has_its_chapter():
@@ -346,3 +349,14 @@ class TestTheCheckersThemselves:
             assert missing_or_strange(Results(records=whole | {"x.y": None}, **run)) == {"x.y"}
             (first, *_), rest = whole, dict(itertools.islice(whole.items(), 1, None))
             assert missing_or_strange(Results(records=rest, **run)) == {first}
+
+    def test_an_optional_record_may_be_there_or_not(self, monkeypatch):
+        claim = dataclasses.replace(CLAIMS["spectral"][0], id="x.may", control=None, runs=("gpu",), optional=True)
+        monkeypatch.setitem(CLAIMS, "x", (claim, dataclasses.replace(claim, id="x.must", optional=False)))
+
+        def wrong(profile, *ids):
+            return missing_or_strange(Results("x", "x", profile, dict.fromkeys(ids), {}))
+
+        assert wrong("gpu", "x.must") == wrong("gpu", "x.must", "x.may") == wrong("cpu") == set()
+        assert wrong("gpu", "x.may") == {"x.must"}
+        assert wrong("cpu", "x.may") == {"x.may"}

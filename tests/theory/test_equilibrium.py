@@ -227,6 +227,8 @@ def test_collapse_is_stable_below_the_threshold_only():
 def test_threshold_takes_the_second_eigenvalue_in_any_order():
     assert collapse_threshold(torch.tensor([0.25, 1.0, 0.5])) == 0.5
     assert collapse_threshold(torch.tensor([1.0, 1.0, 0.5])) == 0
+    for one in (0.99999994, 1.0000001):  # in single precision
+        assert collapse_threshold(torch.tensor([one, 0.25])) == 0.75
     assert growth_rates(torch.tensor([0.5]), 2.0, 0.5).tolist() == [0.0]  # the rate vanishes there
 
 
@@ -306,6 +308,10 @@ ZERO_ROW = torch.tensor([[1.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
         (lambda: reachable(A2, 0), "reachable: k is a number of features, at least 1, got 0"),
         (lambda: reachable(A2, 1, 0.0), "reachable: tolerance must be positive"),
         (lambda: growth_rates(P2, 0.0), "growth_rates: temperature must be positive"),
+        (lambda: growth_rates(torch.tensor([3.0]), 1.0), r"growth_rates: .*lie in \[-1, 1\], got 3 to 3"),
+        (lambda: small_growth_rates(torch.tensor([-3.0]), 1.0), r"small_growth_rates: .*lie in \[-1, 1\]"),
+        (lambda: small_growth_rates(torch.ones(0), 1.0), "small_growth_rates: got no eigenvalues"),
+        (lambda: collapse_threshold(torch.tensor([1.5, 1.0])), r"collapse_threshold: .*lie in \[-1, 1\]"),
         (lambda: growth_rates(P2, 1.0, -1.0), "growth_rates: mu, the weight"),
         (lambda: small_growth_rates(P2, -1.0), "small_growth_rates: temperature must be positive"),
         (lambda: collapse_threshold(P2), "collapse_threshold: .*the first is 1; got 2, the largest 0.5"),

@@ -209,6 +209,11 @@ def test_low_precision_is_summed_in_single_precision(loss):
 
 
 THREE = [torch.ones(3, 2) for _ in range(4)]
+ZERO = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, -1.0]])
+
+
+def weighted(*weights):
+    return attentive_info_nce(torch.ones(2, 2), torch.ones(2, 2), 1.0, torch.tensor(weights))
 
 
 @pytest.mark.unchecked
@@ -217,6 +222,20 @@ THREE = [torch.ones(3, 2) for _ in range(4)]
     [
         (lambda: attentive_info_nce(*THREE[:2], 0.0, torch.ones(6)), "attentive_info_nce: temperature must be pos"),
         (lambda: attentive_info_nce(*THREE[:2], 1.0, torch.ones(3)), r"each of the 6 views .* got \(3,\)"),
+        (lambda: weighted(2.0, -1.0, 1.0, 1.0), "weights must be finite, none negative .* got -1 to 2; use graph_att"),
+        (lambda: weighted(0.0, 0.0, 0.0, 0.0), "not all 0, got 0 to 0; use graph_attention.batch_attention"),
+        (lambda: weighted(math.inf, 0.0, 0.0, 0.0), "weights must be finite"),
+        (lambda: weighted(math.nan, 0.0, 0.0, 0.0), "weights must be finite"),
+        (lambda: info_nce(ZERO, THREE[0], 1.0), "info_nce, first views: row 1 is zero and has no direction; drop it"),
+        (lambda: attentive_info_nce(THREE[0], ZERO, 1.0, torch.ones(6)), "attentive_info_nce, second views: row 1 is"),
+        (lambda: uniformity(THREE[0], ZERO, 1.0), "uniformity, second views: row 1 is zero"),
+        (lambda: simsiam(ZERO, *THREE[:3]), "simsiam, a prediction: row 1 is zero"),
+        (lambda: simsiam(*THREE[:3], ZERO), "simsiam, a target: row 1 is zero"),
+        (
+            lambda: multi_stage(*THREE[:3], ZERO, THREE[0][None], current=True, stored=torch.tensor([1, 0, 1])),
+            "a target: r",
+        ),
+        (lambda: multi_stage(*THREE, -THREE[0][None]), "multi_stage, a target: row 0 is zero"),
         (lambda: uniformity(*THREE[:2], -1.0), "uniformity: temperature must be positive, got -1"),
         (lambda: uniformity(torch.ones(1, 2), torch.ones(1, 2), 1.0), "uniformity: needs at least two pairs"),
         (lambda: alignment(torch.ones(3, 2), torch.ones(2, 2)), "alignment: expected"),

@@ -421,7 +421,11 @@ def test_every_function_refuses_a_temperature_that_is_not_positive(temperature):
         (lambda: mutual_information(-A2), "mutual_information: .*negative entry"),
         (lambda: mutual_information(torch.diag(torch.tensor([1.0, 0.0]))), "vertex 1 is isolated"),
         (lambda: force(U2, A2, P2, 1.0), r"force: the graph moves sqrt\(p\).*degrees are not p; pass D"),
-        (lambda: kernel_step(U2, U2, A2, P2 + torch.tensor([0.1, -0.1]), 1.0, 1.0), r"moves sqrt\(p\)"),
+        (
+            lambda: kernel_step(U2, U2, A2, P2 + torch.tensor([0.1, -0.1]), 1.0, 1.0),
+            "row sums of A differ from p by up to 1.0e-01; pass",
+        ),
+        (lambda: kernel_step(U2, U2, SKEW, P2, 1.0, 1.0), r"kernel_step: A is not symmetric.*pass \(A \+ A.T\) / 2"),
         (lambda: kernel_step(U2, SKEW, A2, P2, 1.0, 1.0), "kernel_step: kernel is not symmetric"),
         (lambda: uniformity_loss(U2, torch.ones(2), 1.0), "uniformity_loss: p must be positive and sum to 1"),
         (lambda: estimated_graph(U2, torch.tensor([0.0, 1.0]), 1.0), "estimated_graph: p must be positive"),

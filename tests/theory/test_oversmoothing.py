@@ -187,7 +187,16 @@ class TestCollapse:
         assert float(collapse_rate(torch.tensor([1.0, -1.0]), 0.25)) == 0
 
     def test_every_eigenvalue_one_leaves_nothing_to_shrink(self):
-        assert collapse_rate(torch.tensor([1.0, 1 - 1e-12]), torch.tensor([0.1, 0.5])).tolist() == [0.0, 0.0]
+        double = torch.tensor([1.0, 1 - 1e-12], dtype=torch.float64)
+        assert collapse_rate(double, torch.tensor([0.1, 0.5])).tolist() == [0.0, 0.0]
+
+    @pytest.mark.parametrize("one", [0.99999994, 1.0, 1.0000001])
+    def test_one_in_single_precision(self, one):
+        assert float(collapse_rate(torch.tensor([one, 0.5]), 0.5)) == 0.5
+        if one != 1:
+            fault = "no eigenvalue is 1" if one < 1 else "lie in"
+            with pytest.raises(ValueError, match=fault):
+                collapse_rate(torch.tensor([one, 0.5], dtype=torch.float64), 0.5)
 
     def test_two_components_keep_two_means(self):
         graph, component = two_blocks()
@@ -628,8 +637,11 @@ WALK = torch.tensor([[0.5, 0.5], [0.25, 0.75]])
         (lambda: collapse_rate(torch.tensor([1.0, 0.5]), math.nan), "got nan"),
         (lambda: collapse_rate(torch.tensor([1.0, 0.5]), torch.tensor([0.5, -1.0])), r"got \[0.5, -1.0\]"),
         (lambda: collapse_rate(torch.tensor([0.7, 0.5]), 0.5), "no eigenvalue is 1, the largest is 0.7.*1 - gamma"),
-        (lambda: collapse_rate(torch.tensor([1.7, 0.5]), 0.5), r"lie in \[-1, 1\]; those of the Laplacian"),
-        (lambda: collapse_rate(torch.tensor([]), 0.5), r"lie in \[-1, 1\]"),
+        (
+            lambda: collapse_rate(torch.tensor([1.7, 0.5]), 0.5),
+            r"lie in \[-1, 1\], got 0.5 to 1.7; those of the Laplacian",
+        ),
+        (lambda: collapse_rate(torch.tensor([]), 0.5), "collapse_rate: got no eigenvalues; pass those of"),
         (lambda: collapse_rate(torch.tensor([1.0, math.nan]), 0.5), r"lie in \[-1, 1\]"),
         (lambda: collapse_distance(torch.ones(2), P), r"collapse_distance: expected features .*\(2,\)"),
         (lambda: collapse_distance(torch.ones(3, 1), P), r"p has shape \(2,\); need one .* the 3 rows"),
@@ -659,6 +671,7 @@ WALK = torch.tensor([[0.5, 0.5], [0.25, 0.75]])
         (lambda: optimal_predictor(F, WALK), "optimal_predictor: normalized is not symmetric"),
         (lambda: predictor_velocity(torch.ones(3, 1), HALF), "need .*N, k"),
         (lambda: multi_stage_rate(0.5, 0.5, 0), "multi_stage_rate: r counts stages, an integer from 1 on, got 0"),
+        (lambda: multi_stage_rate(0.5, 0.5, True), "got True"),
         (lambda: multi_stage_rate(0.5, 0.5, 2.5), "got 2.5"),  # type: ignore[arg-type]
         (lambda: multi_stage_rate(0.5, 0.0, 2), "multi_stage_rate: alpha must be positive"),
         (lambda: multi_stage_rate(-1.5, 0.5, 2), r"lie in \[-1, 1\]"),

@@ -14,6 +14,15 @@ def check_pair(z1: Tensor, z2: Tensor, name: str) -> None:
         raise ValueError(f"{name}: expected (n, k) batches of one shape, got {tuple(z1.shape)} and {tuple(z2.shape)}")
 
 
+def check_rows(z: Tensor, name: str) -> Tensor:
+    """Return rows that are about to be normalised; on a CPU name a zero one, a GPU is not made to wait."""
+    if z.device.type == "cpu" and not (lengths := torch.linalg.vector_norm(z.detach(), dim=1)).all():
+        raise ValueError(
+            f"{name}: row {int(lengths.argmin())} is zero and has no direction; drop it, or change what made it zero"
+        )
+    return z
+
+
 def totals(sums: list[Tensor], sum_over_workers: Collective | None) -> list[Tensor]:
     """Sum each tensor over workers, all in one message."""
     if sum_over_workers is None:

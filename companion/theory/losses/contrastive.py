@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from companion.theory.losses._shared import Collective, check_pair, check_temperature
+from companion.theory.losses._shared import Collective, check_pair, check_rows, check_temperature
 
 
 def spectral_contrastive(
@@ -90,7 +90,7 @@ def info_nce(
         The loss in nats, a scalar.
 
     Raises:
-        ValueError: if shapes differ or the temperature is not positive.
+        ValueError: if shapes differ, the temperature is not positive, or (on a CPU) a row is zero.
 
     References:
         Chen et al. (2020), Eq. (1).
@@ -129,7 +129,8 @@ def attentive_info_nce(
         The loss in nats, a scalar.
 
     Raises:
-        ValueError: if shapes differ, the temperature is not positive, or there is not one weight for each view.
+        ValueError: if shapes differ, the temperature is not positive, there is not one weight for each view, or (on a
+            CPU) a row is zero, a weight is negative or not finite, or all are 0.
 
     References:
         Wang et al. (2023), the authors' published code; `def-attention`.
@@ -143,6 +144,9 @@ def attentive_info_nce(
     if weights.shape != other_view.shape:
         expected = f"expected one weight for each of the {len(other_view)} views of the whole batch"
         raise ValueError(f"attentive_info_nce: {expected}, got {tuple(weights.shape)}; see batch_attention")
+    if weights.device.type == "cpu" and not (weights.min() >= 0 and 0 < weights.sum() < math.inf):
+        got = f"got {float(weights.min()):g} to {float(weights.max()):g}; use graph_attention.batch_attention"
+        raise ValueError(f"attentive_info_nce: weights must be finite, none negative and not all 0, {got}")
     shares = (weights / weights.max()).detach().to(logits.dtype)  # of equal weights exactly 1, which keeps the last bit
     # every view is the class of one anchor, its partner; cross_entropy divides by the sum of its classes' weights
     return functional.cross_entropy(logits, other_view, weight=shares[other_view])
@@ -168,7 +172,8 @@ def uniformity(
         The loss in nats, a scalar.
 
     Raises:
-        ValueError: if shapes differ, the temperature is not positive, or there are fewer than two pairs.
+        ValueError: if shapes differ, the temperature is not positive, there are fewer than two pairs, or (on a CPU) a
+            row is zero.
 
     References:
         Wang and Isola (2020), section 4; the denominator is that of Yeh et al. (2022), decoupled.
@@ -219,6 +224,7 @@ def _similarities(
     """Cosines over the temperature between all views, none with itself, and where each view's partner is."""
     check_pair(z1, z2, name)
     check_temperature(temperature, name)
+    z1, z2 = check_rows(z1, f"{name}, first views"), check_rows(z2, f"{name}, second views")
     if gather is not None:
         z1, z2 = gather(z1), gather(z2)
     n = len(z1)

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
-from companion.theory.losses._shared import check_pair
+from companion.theory.losses._shared import check_pair, check_rows
 
 
 def byol(
@@ -84,7 +84,7 @@ def simsiam(
         The loss, a scalar, in float32 where the predictions are of lower precision; of several workers take the mean.
 
     Raises:
-        ValueError: if shapes differ.
+        ValueError: if shapes differ or (on a CPU) a row is zero.
 
     References:
         Chen and He (2021), Eqns. (1) to (4).
@@ -95,7 +95,7 @@ def simsiam(
         (-1.0, -0.5)
     """
     _check_all("simsiam", p1, p2, z1, z2)
-    return (_opposite(p1, z2) + _opposite(p2, z1)) / 2
+    return (_opposite(p1, z2, "simsiam") + _opposite(p2, z1, "simsiam")) / 2
 
 
 def multi_stage(
@@ -129,7 +129,8 @@ def multi_stage(
         The loss, a scalar, in float32 where the predictions are of lower precision; of several workers take the mean.
 
     Raises:
-        ValueError: if shapes differ, or the memory is not one of these images.
+        ValueError: if shapes differ, the memory is not one of these images, or (on a CPU) a row of a prediction or
+            a target is zero.
 
     References:
         Wang et al. (2023), slides, multi-stage aggregation, and the authors' published code; `def-multi-stage`.
@@ -152,11 +153,13 @@ def multi_stage(
     count = there.sum(0)[:, None]  # (n, 1) or (1, 1)
     own = torch.ones_like(count) if current else (count == 0).to(count)
     t1, t2 = ((own * z.detach() + total) / (own + count) for z in (z1, z2))
-    return (_opposite(p1, t2) + _opposite(p2, t1)) / 2
+    return (_opposite(p1, t2, "multi_stage") + _opposite(p2, t1, "multi_stage")) / 2
 
 
-def _opposite(prediction: Tensor, target: Tensor) -> Tensor:
+def _opposite(prediction: Tensor, target: Tensor, name: str) -> Tensor:
     """Minus the mean cosine of rows, the target held."""
+    check_rows(prediction, f"{name}, a prediction")
+    check_rows(target, f"{name}, a target")
     dtype = torch.promote_types(prediction.dtype, torch.float32)
     return -functional.cosine_similarity(prediction.to(dtype), target.detach().to(dtype)).mean()
 
