@@ -3305,7 +3305,7 @@ def predicted(W, step, rates=rates):
 
 # %%
 def collapse_linear(run):
-    """Train a linear encoder by alignment alone; mean squares measured, predicted, and predicted with half the rates."""
+    """Train a linear encoder by alignment alone; mean squares measured, predicted, and with half the rates."""
     draw = torch.Generator().manual_seed(10**6 + 1000 * seed + run)
     model = encoders.seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(len(Sigma_x), k_linear, bias=False)), draw)
     options = train.Options(
