@@ -2869,13 +2869,16 @@ ledger.record("message_passing.two-gaussians-rest-as-printed", max(row["rest"] f
 drawn, label, x, paths = clouds[0]
 fig, axes = plt.subplots(1, 3, figsize=(7.2, 2.8))
 ends_of = torch.nonzero(torch.triu(drawn.adjacency, 1)).T
-axes[0].plot(x[ends_of, 0], x[ends_of, 1], color="0.5", lw=0.4, zorder=0)
+gap_between = torch.full_like(x[:1].expand(ends_of.shape[1], 2), math.nan)  # one line for all edges, with gaps
+axes[0].plot(
+    *torch.stack([x[ends_of[0]], x[ends_of[1]], gap_between], 1).reshape(-1, 2).T, color="0.5", lw=0.4, zorder=0
+)
 panels = (("points", x[None]), ("alignment alone", paths["alignment"]), ("both forces", paths["both"]))
 for ax, (title, points) in zip(axes, panels, strict=True):
     for which in (0, 1):
         chosen = points[:, label == which]
         if len(chosen) > 1:
-            ax.plot(chosen[::10, :40, 0], chosen[::10, :40, 1], color=COLORS[which], lw=0.4, alpha=0.35)
+            ax.plot(chosen[::25, :25, 0], chosen[::25, :25, 1], color=COLORS[which], lw=0.4, alpha=0.35)
         ax.plot(chosen[-1, :, 0], chosen[-1, :, 1], "o", ms=2.5, color=COLORS[which])
     ax.set(title=title, aspect="equal", anchor="N")
     ax.axis("off")
@@ -3407,7 +3410,7 @@ for (name, watches), color in zip(falling.items(), (COLORS[i] for i in (0, 5, 2,
         ax.plot(watches[0].steps, curves.mean(0), color=color, label=variants[name][0])
 axes[0].set(xlabel="updates", ylabel="spread", ylim=(-0.03, 1.05))
 axes[1].set(xlabel="updates", ylabel="effective rank", yscale="log")
-_ = axes[1].legend(loc="upper right")
+_ = axes[0].legend(loc="center right", bbox_to_anchor=(1.0, 0.42))
 
 # %% [markdown]
 # Alignment alone ends at a spread of {measured}`message_passing.collapse-spread-alignment|.3f`

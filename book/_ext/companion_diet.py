@@ -2,7 +2,9 @@
 
 A site is read from disk, without a network, and copied whole; its bar is 12 MB. No page needs what goes: the theme's
 source maps and translations, its icons as a script where the style sheet draws the same ones from a font, that font's
-second format, and inside the notebooks for download their second copy and the pictures, which the pages show.
+second format, and inside the notebooks for download their second copy and the pictures, which the pages show. Of
+drawings go the digits beyond a hundredth of a point; of the tables of claims the hover text of each citation, which
+the bibliography has once.
 """
 
 from __future__ import annotations
@@ -17,6 +19,12 @@ from sphinx.application import Sphinx
 SOURCE_MAP = re.compile(r"\s*(?:/\*|//)# sourceMappingURL=\S+(?: ?\*/)?\s*$")
 FONT_PRELOAD = re.compile(r'\s*<link rel="preload" as="font"[^>]*>')
 ICON_SCRIPT = re.compile(r'\s*<(script|link)\b[^>]*="[^"]*/fontawesome/[^"]*\.js\b[^>]*>(?:</script>)?')
+SOURCE_OF_CLAIM = re.compile(r'(<p class="claim-source">.*?</p>)', re.DOTALL)
+HOVER = re.compile(r' title="[^"]*"')
+COURSE = re.compile(r'(?<= d=")[^"]*')
+BREAK = re.compile(r" ?\n")  # before a letter or at the end: no blank is needed there
+FINE = re.compile(r"(\.\d\d)\d+")
+BRANDS = re.compile(r"@font-face\s*\{[^}]*fa-brands[^}]*\}")
 TRUETYPE = re.compile(r',\s*url\([^)]*\.ttf\)\s*format\("truetype"\)')
 
 
@@ -29,12 +37,14 @@ def slim(app: Sphinx, error: Exception | None) -> None:
     drop_source_maps(site / "_static")
     drop_icon_doubles(site / "_static" / "vendor" / "fontawesome")
     shutil.rmtree(site / "_static" / "locales", ignore_errors=True)  # the theme's translations, used while building
+    for drawing in (site / "_images").glob("*.svg"):
+        drawing.write_text(coarser(drawing.read_text(encoding="utf-8")), encoding="utf-8")
     for notebook in (site / "_sources").rglob("*.ipynb"):
         notebook.write_text(lightened(notebook.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def drop_tags(site: Path) -> None:
-    """Take the theme's font preloads and its icon script out of every page.
+    """Take the theme's font preloads and its icon script out of every page, and the hover text of claims' sources.
 
     Under ``file://`` a browser refuses the preloads with an error; the fonts come through the style sheet anyway. The
     script turns each icon into a drawing; without it the style sheet shows the same icon as a letter of that font.
@@ -42,6 +52,7 @@ def drop_tags(site: Path) -> None:
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         kept = ICON_SCRIPT.sub("", FONT_PRELOAD.sub("", text))
+        kept = SOURCE_OF_CLAIM.sub(lambda source: HOVER.sub("", source[1]), kept)
         if kept != text:
             page.write_text(kept, encoding="utf-8")
 
@@ -56,14 +67,28 @@ def drop_source_maps(static: Path) -> None:
 
 
 def drop_icon_doubles(icons: Path) -> None:
-    """Keep each icon once, in a WOFF2 font: neither the script that draws it nor the TrueType font, and no mention."""
+    """Keep each icon once, in a WOFF2 font: neither the script that draws it nor the TrueType font, and no mention.
+
+    Companies' signs, which no page shows, go as well.
+    """
     for scripts in icons.glob("*/js"):
         shutil.rmtree(scripts)
     for sheet in icons.rglob("*.css"):
-        sheet.write_text(TRUETYPE.sub("", sheet.read_text(encoding="utf-8")), encoding="utf-8")
+        sheet.write_text(BRANDS.sub("", TRUETYPE.sub("", sheet.read_text(encoding="utf-8"))), encoding="utf-8")
     for font in icons.rglob("*.ttf"):
         if font.with_suffix(".woff2").is_file():
             font.unlink()
+    for font in icons.rglob("fa-brands-*.woff2"):
+        font.unlink()
+
+
+def coarser(drawing: str) -> str:
+    """An SVG whose paths end their numbers at a hundredth of a point and have no line breaks.
+
+    >>> coarser('<path d="M 102.540158 63.3 L 99.9931 0.125" style="stroke-width: 0.125"/>')
+    '<path d="M 102.54 63.3 L 99.99 0.12" style="stroke-width: 0.125"/>'
+    """
+    return COURSE.sub(lambda course: FINE.sub(r"\1", BREAK.sub("", course[0])), drawing)
 
 
 def lightened(notebook: str) -> str:
@@ -81,4 +106,4 @@ def lightened(notebook: str) -> str:
         for output in cell.get("outputs", []):
             for kind in [kind for kind in output.get("data", {}) if kind.startswith("image/")]:
                 del output["data"][kind]
-    return json.dumps(document, ensure_ascii=False, indent=1) + "\n"
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n"
