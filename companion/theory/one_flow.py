@@ -91,13 +91,14 @@ def integrate(
         times: increasing, $\ge0$; multiples of the step for a recursion.
         rtol: relative tolerance.
         method: of `scipy.integrate.solve_ivp`.
-        atol: absolute tolerance; the relative one times the largest entry of the start when None.
+        atol: absolute tolerance; the relative one times the largest entry of the start when None; 0 for purely relative
+            errors, where rows fade by hundreds of decades; no entry may then be or become zero.
 
     Returns:
         $F$ at the times, shape (T, N, k), float64.
 
     Raises:
-        ValueError: if the solver gives up.
+        ValueError: if the solver gives up, or a time is no multiple of the step.
 
     Examples:
         >>> row, gamma, degree = laws()["alignment"], torch.tensor([1.0, 0.5]).double(), torch.ones(2).double() / 2
@@ -117,6 +118,10 @@ def integrate(
 
     y0 = torch.cat([x.double().flatten() for x in start]).numpy()
     if law.step is not None:
+        if float((times / law.step - (times / law.step).round()).abs().max()) > 1e-6:
+            raise ValueError(
+                f"integrate: {law.name} moves in steps of {law.step:g}; round the times to multiples of it"
+            )
         path, y, count = [], y0, 0
         for goal in (times / law.step).round().long().tolist():
             for _ in range(goal - count):
@@ -173,22 +178,27 @@ def off_form(law: Law, state: State, normalized: Float[Tensor, "N N"], degree: F
     r"""Measure what of $\dot F$ is no combination of the messages' columns and the features' own columns.
 
     $$\frac{\lVert(I-\Pi)\dot F\rVert}{\lVert\dot F\rVert},\qquad
-    \Pi\ \text{the projection on the columns of }\bar AF,\ F,\text{ and those of target or past stages} .$$
+    \Pi\ \text{the projection on the columns of }\bar AF\text{ and }F .$$
 
     Args:
-        law: a row of the table.
-        state: any state, aligned or not; far fewer columns in all than rows.
+        law: a row of the table whose state is the features alone.
+        state: the features, aligned or not, with $2k<N$.
         normalized: $\bar A$.
         degree: $p$.
 
     Returns:
-        Zero to rounding if and only if this velocity has the form $\bar AF\,\Psi-F\,\mathcal B$.
+        Zero to rounding if and only if the velocity lies in the columns of $\bar AF$ and $F$. That some $\Psi$ and
+        $\mathcal B$ give it, not which.
+
+    Raises:
+        ValueError: if the state has several parts, or the columns could span everything.
 
     References:
         `prop-of-form`, `eq-of-form`.
     """
-    features = [x for letter, x in zip(law.parts, state, strict=True) if letter == "F"]
-    columns = torch.cat([messages(normalized, x) for x in features] + features, dim=1)
+    if len(state) != 1 or 2 * state[0].shape[1] >= state[0].shape[0]:
+        raise ValueError(f"off_form: needs features alone with 2 k < N, got {[tuple(x.shape) for x in state]}")
+    columns = torch.cat([messages(normalized, state[0]), state[0]], dim=1)
     U, sigma, _ = torch.linalg.svd(columns, full_matrices=False)
     U = U[:, sigma > 1e-12 * sigma[0]]
     velocity = law.flow(state, normalized, degree)[0]

@@ -10,17 +10,17 @@ from companion.theory.mode_laws import Scalar
 
 
 def predictor_curve(gamma: Scalar, s0: Scalar, t: Scalar, power: float = 0.5) -> Float[Tensor, "..."]:
-    r"""Solve one mode under the predictor $p = s^{2a}$, $\dot s = s\,p\,(\gamma-p)$, $s(0) = s_0$.
+    r"""Solve one mode under the predictor $p = s^{2\nu}$, $\dot s = s\,p\,(\gamma-p)$, $s(0) = s_0$.
 
-    $$p(t) = \frac{\gamma}{1+y(t)},\qquad y+\log y = y_0+\log y_0-2a\gamma^2t,\qquad y_0 = \gamma/s_0^{2a}-1 ;$$
+    $$p(t) = \frac{\gamma}{1+y(t)},\qquad y+\log y = y_0+\log y_0-2\nu\gamma^2t,\qquad y_0 = \gamma/s_0^{2\nu}-1 ;$$
 
-    $y$ is Wright's omega function of the right side, and from above $\gamma$ Lambert's $W$ of $y_0e^{y_0-2a\gamma^2t}$.
+    $y$ is Wright's omega function of the right side; from above $\gamma$, Lambert's $W$ of $y_0e^{y_0-2\nu\gamma^2t}$.
 
     Args:
         gamma: eigenvalue of $\bar A$, $\ge 0$; broadcasts.
         s0: start, $\ge 0$; broadcasts.
         t: time $\ge 0$; broadcasts.
-        power: $a > 0$: 1/2 for DirectPred and for a trained predictor in balance, 1 for DirectCopy.
+        power: $\nu > 0$: 1/2 for DirectPred and for a trained predictor in balance, 1 for DirectCopy.
 
     Returns:
         $s(t)$, broadcast shape, float64.
@@ -45,7 +45,7 @@ def predictor_curve(gamma: Scalar, s0: Scalar, t: Scalar, power: float = 0.5) ->
         below = wrightomega(y0 + np.log(np.abs(y0)) - g**2 * clock)
         above = lambertw(np.where(y0 < 0, y0 * np.exp(y0 - g**2 * clock), 0.0)).real
         p = g / (1 + np.where(y0 > 0, below, above))
-        p = np.where(g > 0, p, p0 / np.sqrt(1 + 2 * p0**2 * clock))  # at gamma = 0: p' = -2 a p^3
+        p = np.where(g > 0, p, p0 / np.sqrt(1 + 2 * p0**2 * clock))  # at gamma = 0: p' = -2 nu p^3
     return torch.from_numpy(np.asarray(np.where(p0 > 0, p, 0.0))) ** (0.5 / power)
 
 

@@ -29,10 +29,11 @@ class Law:
         name: what the loss is called.
         descends: what is descended, in TeX.
         law: the law of one mode, in TeX; $s$ is a singular value of $F$.
-        growth: $\dot s/s$ at small $s$, in TeX.
-        end: where a mode ends, in TeX.
+        growth: $\dot s/s$ at small $s$, in balance, in TeX.
+        end: where a mode ends, in TeX; in words where it is not known.
         order: which modes come first.
         keeps: what keeps the features from collapsing.
+        closed: what the closed form of a mode is, and where it stands.
         proved: label of the derivation in the book.
         flow: velocity of the whole state by automatic differentiation, from $(\text{state}, \bar A, p)$.
         mode: velocities of one mode of every part, from $\gamma$ and the parts' values.
@@ -52,7 +53,7 @@ class Law:
     end: str
     order: str
     keeps: str
-    proved: str
+    closed: str
     flow: Callable[[State, Graph, Tensor], State]
     mode: Callable[..., Modes]
     rate: Callable[[Tensor], Tensor]
@@ -60,6 +61,7 @@ class Law:
     brake: Callable[[Tensor, Tensor], Tensor] | None
     ends: Callable[[Tensor, Tensor], Tensor]
     curve: Callable[[Tensor, Tensor, Tensor], Tensor] | None
+    proved: str = "prop-of-form"
     parts: str = "F"
     step: float | None = None
 
@@ -118,12 +120,8 @@ def laws(
     def kappa(g: Tensor) -> Tensor:
         return vicreg_drive(g, 1.0, ell)
 
-    def fade(g: Tensor, s0: Tensor) -> Tensor:
-        return torch.where(g < 1 - 1e-12, 0.0, s0)
-
-    one, first, faded = torch.ones_like, "large $\\gamma$ first", "small $\\gamma$ forgotten first"
-    chase = "a predictor that falls short"
-    idle = torch.zeros_like
+    one, idle, chase = torch.ones_like, torch.zeros_like, "a predictor that falls short"
+    first, faded = "large $\\gamma$ first", "small $\\gamma$ forgotten first"
     learnt = {"rate": idle, "gain": lambda g, s: s, "brake": lambda g, s: s**2, "ends": lambda g, s0: g}
     rows = {}
     rows["spectral"] = Law(
@@ -134,7 +132,7 @@ def laws(
         end=r"s^2=\gamma",
         order=first,
         keeps="negatives: $FF^\\top$ pushes back",
-        proved="prop-of-form",
+        closed="closed: {eq}`eq-contrastive-mode`",
         flow=full.plain_flow(full.spectral_loss),
         **_simple(lambda g, s: 4 * one(s), lambda g, s: 4 * s**2),
         ends=lambda g, s0: g.sqrt(),
@@ -145,10 +143,10 @@ def laws(
         descends=r"\norm{F^\top\bar AF-I}_F^2",
         law=r"\dot s=4\gamma s(1-\gamma s^2)",
         growth=r"4\gamma",
-        end=r"s^2=1/\gamma",
+        end=r"s^2=1/\gamma\ (\gamma>0)",
         order=first,
         keeps="whitening, as the gain's only limit",
-        proved="prop-of-form",
+        closed="closed: {eq}`eq-contrastive-mode`",
         flow=full.plain_flow(full.barlow_loss),
         **_simple(lambda g, s: 4 * (1 - g * s**2), lambda g, s: 0 * s),
         ends=lambda g, s0: g.rsqrt(),
@@ -162,7 +160,7 @@ def laws(
         end=r"s^2=\max(\kappa,0)",
         order=first,
         keeps="whitening, where $\\gamma>1-1/\\ell$",
-        proved="prop-of-form",
+        closed="closed: {eq}`eq-contrastive-mode`",
         flow=full.plain_flow(lambda F, normalized: full.vicreg_loss(F, normalized, ell)),
         **_simple(lambda g, s: 4 * ell * one(s), lambda g, s: 4 * (ell - 1) + 4 * s**2),
         ends=lambda g, s0: kappa(g).clamp(min=0).sqrt(),
@@ -172,10 +170,11 @@ def laws(
         name="InfoNCE",
         descends=r"-\tfrac1\tau\tr F^\top\bar AF+\E_x\log Q_x",
         law=r"\dot s=\tfrac2\tau s(\gamma-s^2/\tau)+O(\norm F^5)",
-        growth=r"\tfrac2\tau\gamma",
-        end=r"s^2\approx\tau\gamma",
-        order=first,
+        growth=r"\tfrac2\tau\gamma\ (\gamma_j,\ j\ge2)",
+        end="not known; the two orders alone: $s^2=\\tau\\gamma$",
+        order=f"{first} while small; the constant rests",
         keeps="negatives: the softmax graph pushes back",
+        closed="closed: none",
         proved="prop-of-infonce",
         flow=full.info_nce_flow(tau),
         **_simple(lambda g, s: 2 / tau * one(s), lambda g, s: 2 / tau**2 * s**2),
@@ -187,10 +186,10 @@ def laws(
         descends=r"\tfrac12\E\norm{W^\top f(x)-\operatorname{sg}f(x^+)}^2",
         law=r"\dot s=sp(\gamma-p),\ \dot p=s^2(\gamma-p)",
         growth=r"\gamma s",
-        end=r"s=\gamma",
+        end=r"s=\gamma\text{ in balance}",
         order=first,
         keeps=chase,
-        proved="prop-of-form",
+        closed="closed: {eq}`eq-of-omega`, in balance",
         flow=full.trained_flow,
         mode=lambda g, s, p: (s * p * (g - p), s**2 * (g - p)),
         **learnt,
@@ -202,10 +201,10 @@ def laws(
         descends=r"\tfrac12\E\norm{W^\top f(x)-\operatorname{sg}t(x^+)}^2",
         law=r"\dot s/p=\dot p/s=\gamma a-ps,\ \dot a=\beta(s-a)",
         growth=r"\gamma a",
-        end=r"s=\gamma",
+        end=r"s=\gamma\text{ in balance}",
         order=first,
         keeps=chase,
-        proved="prop-of-form",
+        closed="closed: none",
         flow=full.slow_flow(beta),
         mode=lambda g, s, p, a: (p * (g * a - p * s), s * (g * a - p * s), beta * (s - a)),
         rate=idle,
@@ -223,7 +222,7 @@ def laws(
         end=r"s=\gamma",
         order=first,
         keeps=chase,
-        proved="prop-of-form",
+        closed="closed: {eq}`eq-of-omega`",
         flow=full.set_flow(0.5),
         mode=lambda g, s: (s**2 * (g - s),),
         **learnt,
@@ -237,7 +236,7 @@ def laws(
         end=r"s^2=\gamma",
         order=first,
         keeps=chase,
-        proved="prop-of-form",
+        closed="closed: {eq}`eq-of-omega`",
         flow=full.set_flow(1.0),
         **_simple(lambda g, s: s**2, lambda g, s: s**4),
         ends=lambda g, s0: g.sqrt(),
@@ -251,7 +250,7 @@ def laws(
         end=r"s=s(0)",
         order="none: only directions turn",
         keeps="the Gram matrix rests",
-        proved="prop-of-form",
+        closed="closed: constant",
         flow=full.set_flow(None),
         **_simple(lambda g, s: g * one(s), lambda g, s: g**2 * one(s)),
         ends=lambda g, s0: s0,
@@ -265,10 +264,10 @@ def laws(
         end=r"s=0\ (\gamma<1)",
         order=faded,
         keeps="nothing",
-        proved="prop-of-form",
+        closed="closed: exponential",
         flow=full.plain_flow(full.alignment_loss),
         **_simple(lambda g, s: 2 * one(s), lambda g, s: 2 * one(s)),
-        ends=fade,
+        ends=lambda g, s0: torch.where(g < 1 - 1e-12, 0.0, s0),
         curve=lambda g, s0, t: s0 * torch.exp(-2 * (1 - g) * t),
     )
     rows["stages"] = Law(
@@ -279,13 +278,13 @@ def laws(
         end=r"s=0\ (\gamma<1)",
         order=faded,
         keeps="nothing",
-        proved="prop-of-form",
+        closed="closed: stage recursion",
         flow=full.staged_flow(alpha),
         mode=staged_mode,
         rate=lambda g: multi_stage_rate(g, alpha, r).log() / alpha,
         gain=None,
         brake=None,
-        ends=fade,
+        ends=lambda g, s0: torch.where(g < 1 - 1e-12, 0.0, s0),
         curve=lambda g, s0, t: stage_curve(g, s0, t, alpha, r),
         parts="F" * r,
         step=alpha,

@@ -121,11 +121,11 @@ def descend(loss: Callable[..., Tensor], *variables: Tensor) -> tuple[Tensor, ..
 
 
 def gram_power(F: Features, power: float) -> Square:
-    r"""Return $(F^\top F)^a$, the predictor that DirectPred ($a=\tfrac12$) and DirectCopy ($a=1$) set.
+    r"""Return $(F^\top F)^\nu$, the predictor that DirectPred ($\nu=\tfrac12$) and DirectCopy ($\nu=1$) set.
 
     Args:
         F: weighted features, shape (N, k).
-        power: $a > 0$.
+        power: $\nu > 0$.
 
     Returns:
         Symmetric, shape (k, k); no boost, no normalisation, no gradient.
@@ -141,7 +141,7 @@ def gram_power(F: Features, power: float) -> Square:
     return (Qt.T * sigma ** (2 * power)) @ Qt
 
 
-def optimal_predictor(F: Features, normalized: Graph) -> Square:
+def least_loss_predictor(F: Features, normalized: Graph) -> Square:
     r"""Return the predictor of least loss for the features as they are, $(F^\top F)^{-1}F^\top\bar AF$.
 
     Args:
@@ -149,7 +149,8 @@ def optimal_predictor(F: Features, normalized: Graph) -> Square:
         normalized: $\bar A$, or its eigenvalues.
 
     Returns:
-        Shape (k, k), no gradient.
+        Shape (k, k), no gradient. `target_messages.optimal_predictor` is the same for a matrix, with checks of the
+        graph that cost more than a velocity; and a flow in the eigenbasis has no matrix.
 
     References:
         `prop-of-form`.
@@ -170,6 +171,32 @@ def info_nce_flow(temperature: float) -> Flow:
     )
 
 
+def info_nce_velocity(
+    F: Features, normalized: Float[Tensor, "N N"], degree: Float[Tensor, " N"], temperature: float
+) -> Features:
+    r"""Return minus the gradient of `info_nce_loss` by its formula, for long runs: a sixth of the time of autograd.
+
+    $$\dot F = \tfrac2\tau\bar AF-\tfrac1\tau D^{-1/2}(A'+A'^\top)U,\qquad A'_{xx'} = p_xp_{x'}e^{S_{xx'}}/Q_x .$$
+
+    Args:
+        F: weighted features $D^{1/2}U$, shape (N, k).
+        normalized: $\bar A$, shape (N, N).
+        degree: $p$, shape (N,).
+        temperature: $\tau > 0$.
+
+    Returns:
+        Shape of `F`.
+
+    References:
+        `thm-contrastive-step`.
+    """
+    p = degree[:, None]
+    U = F / p.sqrt()
+    E = (U @ U.T / temperature).exp()
+    w = p / (E @ p)
+    return (2 * (normalized @ F) - (w * (E @ (p * U)) + p * (E @ (w * U))) / p.sqrt()) / temperature
+
+
 def trained_flow(state: State, normalized: Graph, degree: Tensor) -> State:
     """Move features and predictor, with the features themselves as the target, under stop-gradient."""
     target = state[0]
@@ -187,11 +214,11 @@ def slow_flow(rate: float) -> Flow:
 
 
 def set_flow(power: float | None) -> Flow:
-    """Return the flow under stop-gradient with the predictor `gram_power`, or with `optimal_predictor` for None."""
+    """Return the flow under stop-gradient with the predictor `gram_power`, or with `least_loss_predictor` for None."""
 
     def flow(state: State, normalized: Graph, degree: Tensor) -> State:
         F = state[0]
-        W = optimal_predictor(F, normalized) if power is None else gram_power(F, power)
+        W = least_loss_predictor(F, normalized) if power is None else gram_power(F, power)
         return descend(lambda G: siamese_loss(G, W, F, normalized), F)
 
     return flow

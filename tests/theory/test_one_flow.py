@@ -134,12 +134,71 @@ class TestEveryRow:
             torch.testing.assert_close(case.vectors @ a if letter == "F" else a, b)
 
     @pytest.mark.parametrize("name", EXACT)
-    def test_every_velocity_has_the_form(self, name, case):
+    def test_gain_and_brake_are_those_of_the_proposition(self, name, case):
+        """Nothing aligned, predictors neither symmetric nor in balance: Psi and B as written in the table's source."""
         state = tuple(gaussian(14 if x == "F" else 2, 2, seed=i) for i, x in enumerate(ROWS[name].parts))
-        assert off_form(ROWS[name], state, case.Abar, case.p) < 1e-12
+        F, eye = state[0], torch.eye(2).double()
+        G, C = F.T @ F, F.T @ case.Abar @ F
+        T = state[-1] if name == "slow" else sum(state) / len(state) if name == "stages" else F
+        sigma, axes = torch.linalg.eigh(G)
+        W = {"set": axes * sigma.sqrt() @ axes.T, "copied": G, "optimal": torch.linalg.solve(G, C)}
+        W = W[name] if name in W else state[1] if name in ("trained", "slow") else eye
+        gain, brake = {
+            "spectral": (4 * eye, 4 * G),
+            "barlow": (4 * (eye - C), 0 * eye),
+            "vicreg": (5 * eye, eye + 4 * G),
+            "alignment": (2 * eye, 2 * eye),
+        }.get(name, (W.T, W @ W.T))
+        found = ROWS[name].flow(state, case.Abar, case.p)[0]
+        torch.testing.assert_close(found, case.Abar @ T @ gain - F @ brake, rtol=1e-11, atol=1e-11)
 
-    def test_but_that_of_infonce(self, case):
-        assert off_form(ROWS["infonce"], (gaussian(14, 2),), case.Abar, case.p) > 1e-3
+    def test_the_columns_of_infonce_are_others(self, case):
+        F = (gaussian(14, 2),)
+        assert off_form(ROWS["spectral"], F, case.Abar, case.p) < 1e-12
+        assert off_form(ROWS["infonce"], F, case.Abar, case.p) > 1e-3
+        with pytest.raises(ValueError, match="features alone"):
+            off_form(ROWS["trained"], (*F, torch.eye(2).double()), case.Abar, case.p)
+        with pytest.raises(ValueError, match="2 k < N"):
+            off_form(ROWS["spectral"], (gaussian(14, 7),), case.Abar, case.p)
+
+    def test_out_of_balance_it_ends_elsewhere(self, case):
+        """The difference of squares is conserved; a predictor that starts above gamma lets small features die."""
+        law, g = ROWS["trained"], torch.tensor([0.8, 0.6, 0.5]).double()
+        s0, p0 = torch.tensor([0.7, 0.1, 0.05]).double(), torch.tensor([0.3, 0.7, 0.2]).double()
+        start = aligned_state(law, (s0, p0), torch.eye(3).double(), torch.eye(3).double())
+        last = integrate(law, start, g, case.p[:3], torch.tensor([0.0, 400.0]).double(), rtol=1e-9)[-1].diagonal()
+        torch.testing.assert_close(last, (g**2 + s0**2 - p0**2).clamp(min=0).sqrt(), rtol=0, atol=1e-6)
+
+    def test_stages_are_a_polynomial_of_the_graph(self, case):
+        law, F = ROWS["stages"], gaussian(14, 3)
+        last = integrate(law, balanced_state(law, F), case.Abar, case.p, torch.tensor([0.0, 6.0]).double())[-1]
+        phi = stage_curve(case.values, 1.0, 6.0, law.step, 2)
+        torch.testing.assert_close(last, case.vectors @ (phi[:, None] * (case.vectors.T @ F)))
+
+        def tangent(F):
+            Y = case.vectors.T @ F
+            return float(torch.linalg.matrix_norm(Y[3:] @ torch.linalg.inv(Y[:3]), 2))
+
+        assert tangent(last) <= tangent(F) * float(phi[3] / phi[2])
+
+    def test_a_slow_target_has_the_same_threshold(self, case):
+        law, end = ROWS["slow"], case.gamma
+        state = aligned_state(law, (end, end, end), case.V, case.Q)
+        for i in (0, 2, 7):
+            v, q, p = case.vectors[:, i], case.Q[:, 1], float(case.gamma[1])
+            rate, g = torch.zeros(2, 2).double(), float(case.values[i])
+            for column, part in enumerate((0, 2)):
+                bumped = [
+                    law.flow(
+                        tuple(x + h * torch.outer(v, q) if n == part else x for n, x in enumerate(state)),
+                        case.Abar,
+                        case.p,
+                    )
+                    for h in (1e-5, -1e-5)
+                ]
+                rate[:, column] = torch.stack([v @ (bumped[0][n] - bumped[1][n]) @ q / 2e-5 for n in (0, 2)])
+            assert float(rate.trace()) == pytest.approx(-(p**2 + 0.5), abs=1e-8)
+            assert float(torch.linalg.det(rate)) == pytest.approx(0.5 * p * (p - g), abs=1e-8)
 
     @pytest.mark.parametrize("name", [name for name in LEARN if name != "slow"])
     def test_a_rest_lets_new_eigenvectors_in_by_its_gain(self, name):
@@ -174,6 +233,12 @@ class TestInfoNCE:
         first, second = (float((x @ case.Q[:, 0]).norm()) for x in moved)
         assert first / second == pytest.approx(32, rel=0.05)
 
+    @pytest.mark.parametrize("temperature", [0.4, 1.0])
+    def test_its_velocity_by_the_formula(self, temperature, case):
+        F = gaussian(14, 3)
+        (expected,) = full.info_nce_flow(temperature)((F,), case.Abar, case.p)
+        torch.testing.assert_close(full.info_nce_velocity(F, case.Abar, case.p, temperature), expected)
+
     def test_the_loss_is_that_of_message_passing(self, case):
         F = gaussian(14, 3)
         root = case.p.sqrt()[:, None]
@@ -206,7 +271,7 @@ class TestLossesAsTheyWereDefined:
 
     def test_the_optimal_predictor_has_no_gradient_left(self, case):
         F = gaussian(14, 3)
-        W = full.optimal_predictor(F, case.Abar)
+        W = full.least_loss_predictor(F, case.Abar)
         (left,) = full.descend(lambda V: full.siamese_loss(F, V, F, case.Abar), W)
         assert float(left.abs().max()) < 1e-12
         torch.testing.assert_close(W, oversmoothing.optimal_predictor(F, case.Abar))
@@ -358,6 +423,11 @@ class TestErrors:
         with pytest.raises(ValueError, match="half of where"):
             half_time(ROWS["alignment"], 0.5, 0.1)
 
+    def test_times_between_two_steps(self, case):
+        law = ROWS["stages"]
+        with pytest.raises(ValueError, match=r"in steps of 0\.5"):
+            integrate(law, balanced_state(law, gaussian(14, 2)), case.Abar, case.p, torch.tensor([0.0, 0.7]).double())
+
     def test_a_solver_that_gives_up(self, case):
         wild = replace(ROWS["spectral"], flow=lambda state, normalized, degree: (state[0] ** 2,))  # infinite at t = 1
         with pytest.raises(ValueError, match="gave up on Spectral"):
@@ -379,6 +449,6 @@ class TestTheTable:
         assert list(rows) == [law.name for law in ROWS.values()]
 
     @pytest.mark.parametrize("name", ROWS)
-    @pytest.mark.parametrize("field", ["descends", "law", "growth", "end", "order", "keeps", "proved"])
+    @pytest.mark.parametrize("field", ["descends", "law", "growth", "end", "order", "keeps", "closed", "proved"])
     def test_a_cell_says_what_the_record_says(self, rows, name, field):
         assert getattr(ROWS[name], field) in rows[ROWS[name].name]
