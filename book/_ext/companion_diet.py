@@ -3,8 +3,8 @@
 A site is read from disk, without a network, and copied whole; its bar is 12 MB. No page needs what goes: the theme's
 source maps and translations, its icons as a script where the style sheet draws the same ones from a font, that font's
 second format, and inside the notebooks for download their second copy and the pictures, which the pages show. Of
-drawings go the digits beyond a hundredth of a point; of the tables of claims the hover text of each citation, which
-the bibliography has once.
+drawings go the digits beyond a hundredth of a point; of code the marks of what has the colour of plain text anyway; of
+the tables of claims the hover text of each citation, which the bibliography has once.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ FONT_PRELOAD = re.compile(r'\s*<link rel="preload" as="font"[^>]*>')
 ICON_SCRIPT = re.compile(r'\s*<(script|link)\b[^>]*="[^"]*/fontawesome/[^"]*\.js\b[^>]*>(?:</script>)?')
 SOURCE_OF_CLAIM = re.compile(r'(<p class="claim-source">.*?</p>)', re.DOTALL)
 HOVER = re.compile(r' title="[^"]*"')
+CODE = re.compile(r"<pre>.*?</pre>", re.DOTALL)
+PLAIN = re.compile(r'<span class="(?:n|nn|p|w)">([^<]*)</span>')  # names, punctuation, blanks
 COURSE = re.compile(r'(?<= d=")[^"]*')
 BREAK = re.compile(r" ?\n")  # before a letter or at the end: no blank is needed there
 FINE = re.compile(r"(\.\d\d)\d+")
@@ -44,7 +46,7 @@ def slim(app: Sphinx, error: Exception | None) -> None:
 
 
 def drop_tags(site: Path) -> None:
-    """Take the theme's font preloads and its icon script out of every page, and the hover text of claims' sources.
+    """Take font preloads, the icon script, marks of plain code and hover text of claims' sources out of every page.
 
     Under ``file://`` a browser refuses the preloads with an error; the fonts come through the style sheet anyway. The
     script turns each icon into a drawing; without it the style sheet shows the same icon as a letter of that font.
@@ -52,6 +54,7 @@ def drop_tags(site: Path) -> None:
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         kept = ICON_SCRIPT.sub("", FONT_PRELOAD.sub("", text))
+        kept = CODE.sub(lambda code: PLAIN.sub(r"\1", code[0]), kept)
         kept = SOURCE_OF_CLAIM.sub(lambda source: HOVER.sub("", source[1]), kept)
         if kept != text:
             page.write_text(kept, encoding="utf-8")

@@ -19,6 +19,11 @@ def test_the_diet_takes_the_doubles_and_leaves_the_rest(tmp_path):
         f"{icons}/f/a.woff2": "font",
         f"{icons}/f/a.ttf": "font",
         f"{icons}/f/lonely.ttf": "font",
+        "claims.html": '<p class="claim-source"><a title="all of a title">2021</a></p><p title="kept"></p>',
+        "code.html": '<pre><span class="k">if</span> <span class="n">x</span><span class="p">:</span></pre>',
+        "_images/a.svg": '<path d="M 1.2345 6 \nL 7 8.999 \n" style="opacity: 0.123"/>',
+        f"{icons}/css/brands.css": "@font-face{src:url(fa-brands-400.woff2)}b{}",
+        f"{icons}/f/fa-brands-400.woff2": "signs",
         "_static/own.js": "run()\n//# sourceMappingURL=own.js.map",
         "_static/own.js.map": "{}",
         "_static/locales/de/x.po": "Suche",
@@ -37,10 +42,15 @@ def test_the_diet_takes_the_doubles_and_leaves_the_rest(tmp_path):
     companion_diet.slim(app, None)
     kept = left()
     gone = {"_static/own.js.map", "_static/locales/de/x.po", f"{icons}/js/all.js", f"{icons}/f/a.ttf"}
+    gone |= {f"{icons}/f/fa-brands-400.woff2"}
     assert files.keys() - kept.keys() == gone
     assert kept["page.html"] == own
     assert kept[f"{icons}/css/all.css"] == '@font-face{src:url(../f/a.woff2) format("woff2")}'
     assert kept["_static/own.js"] == "run()\n"
+    assert kept["claims.html"] == '<p class="claim-source"><a>2021</a></p><p title="kept"></p>'
+    assert kept["code.html"] == '<pre><span class="k">if</span> x:</pre>'
+    assert kept["_images/a.svg"] == '<path d="M 1.23 6L 7 8.99" style="opacity: 0.123"/>'
+    assert kept[f"{icons}/css/brands.css"] == "b{}"
     assert json.loads(kept["_sources/a.ipynb"]) == {"cells": [], "metadata": {"title": "\u00e4"}}
     companion_diet.slim(app, None)
     assert left() == kept
