@@ -68,11 +68,9 @@ class TestEveryRow:
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
-    @pytest.mark.parametrize("name", EXACT)
+    @pytest.mark.parametrize("name", [name for name in EXACT if ROWS[name].gain])  # two rows have no law in one number
     def test_gain_and_brake_are_the_law(self, name, case):
         law = ROWS[name]
-        if law.gain is None:
-            pytest.skip("no law in one number")
         g, s = case.gamma, case.s
         torch.testing.assert_close(law.velocity(g, s), s * (g * law.gain(g, s) - law.brake(g, s)))
 
