@@ -2898,7 +2898,7 @@ for ax, (title, points) in zip(axes, panels, strict=True):
 #
 # A step of 0.1 is large for features this far from zero. At the last step of these runs some still move by
 # {measured}`message_passing.two-gaussians-rest-as-printed|percent.1|value` of their size; with a quarter of the step
-# size and four times as many steps, the largest such move is {measured}`message_passing.two-gaussians-rest|.0e`
+# size and more steps, which we tried on the first of the runs, the largest such move is {measured}`message_passing.two-gaussians-rest|.0e`
 # {verdict}`message_passing.two-gaussians-rest`.
 #
 # ```{explorable} messages
@@ -3028,7 +3028,7 @@ far = [float(oversmoothing.collapse_distance(X, p)) for X in (F[-101], F[-1])]
 for slug, rate in (("", gamma[1]), ("-third", gamma[2])):
     ledger.record(f"message_passing.graph-rate{slug}", abs((far[1] / far[0]) ** 0.01 / float(rate) - 1))
 
-# %% mystnb={"figure": {"caption": "Do the two forces come to rest against each other? Left: equilibrium gap $\\mathrm{KL}(A\\Vert A')$ of the rule (blue) and of a network (orange), a line a run; dotted: of collapsed features. Middle and right, one run each: size of the tangential attraction, repulsion and net force for the rule and for the network.", "name": "fig-mp-image-graph"}, "image": {"alt": "Left, both gaps fall steeply from above two and a half nats and level off at nearly the same value above one. Middle, for the rule attraction and repulsion become equal and the net force falls by three orders of magnitude. Right, for the network attraction stays a little above repulsion and the net force falls to a fraction."}}
+# %% mystnb={"figure": {"caption": "Do the two forces come to rest against each other? Left: equilibrium gap $\\mathrm{KL}(A\\Vert A')$ of the rule (blue) and of a network (orange), a line a run; dotted: of collapsed features. Middle and right, one run each: size of the tangential attraction, repulsion and net force for the rule and for the network.", "name": "fig-mp-image-graph"}, "image": {"alt": "Left, both gaps fall steeply, that of the rule from the dotted line, and level off at nearly the same value well above zero. Middle, for the rule attraction and repulsion become equal and the net force falls by three orders of magnitude. Right, for the network attraction stays a little above repulsion and the net force falls to a fraction."}}
 fig, axes = plt.subplots(1, 3, figsize=(7.2, 3.0), sharex=True)
 axes[1].sharey(axes[2])
 turns = np.unique(np.geomspace(1, len(ruled[0]), 30).astype(int) - 1)
@@ -3050,8 +3050,7 @@ for ax, title in zip(axes, ("gap in nats", "forces, rule", "forces, network"), s
 # {measured}`message_passing.graph-balance-unsymmetrised|percent.1|value` ({numref}`fig-mp-image-graph`). Rest is not
 # agreement. The gap that remains is {measured}`message_passing.graph-gap|.3f` nats {verdict}`message_passing.graph-gap`,
 # with hardly a difference between starts. It has to: most pairs of vertices share no image, and {prf:ref}`prop-reachable`
-# asks for $S_{xx'}=-\infty$ there. *Equilibrium when the graphs agree* is sufficient, and here as for most graphs
-# out of reach.
+# asks for $S_{xx'}=-\infty$ there. *Equilibrium when the graphs agree* is sufficient, and here it is out of reach.
 #
 # The network, which is shown batches of pairs, ends {measured}`message_passing.graph-network-gap|.3f` nats above the rule
 # {verdict}`message_passing.graph-network-gap`; trained on pairs that carry no information, one ends
@@ -3356,7 +3355,7 @@ _ = ax.set(xlabel="update", ylabel="$\\mathrm{E}\\,\\Vert f(x)\\Vert^2$")
 # features and without predictor: as it is; with the other view's embedding centred before it is normalised, as in DINO
 # {cite:p}`caron2021emerging`, with the mean of the batch or with a running mean that keeps 0.9 of itself; and, uncentred,
 # with batch norm in the head. Beside them is SimCLR with the same head, without and with batch norm: it differs from
-# alignment by its negatives only.
+# alignment by its loss only, which has negatives and a temperature.
 
 # %%
 variants = {
