@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from companion.lab.train import Options
 
+NAMES = ("sgd", "lars", "adam", "adamw", "muon")
+
 
 @runtime_checkable
 class Grouped(Protocol):
@@ -55,7 +57,9 @@ def build(model: nn.Module, options: Options) -> torch.optim.Optimizer | Muon:
             raise ValueError(f'muon: expected one rate for all weights, found groups with {sorted(asked)}; use "sgd"')
         optimizer = Muon(model, options.lr, options.adamw_lr, options.momentum, options.weight_decay)
     elif options.optimizer == "adam":
-        optimizer = torch.optim.Adam(groups, options.lr, weight_decay=options.weight_decay)
+        optimizer = torch.optim.Adam(groups, options.lr, options.betas, weight_decay=options.weight_decay)
+    elif options.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(groups, options.lr, options.betas, weight_decay=options.weight_decay)
     elif options.optimizer == "lars":
         optimizer = Lars(groups, options.lr, options.momentum, options.weight_decay)
     else:

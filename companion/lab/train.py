@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from companion.lab import distributed, optimizers
-from companion.lab.muon import Muon
+from companion.lab import checkpoints, distributed, optimizers
 from companion.progress import track
 
 Pairs = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
+Objective = Callable[[torch.Generator], Tensor]
 Observer = Callable[[int, nn.Module], None]
+
+
+@runtime_checkable
+class Follows(Protocol):
+    """A model that does something after each update."""
+
+    def after_update(self) -> None:
+        """Called without gradients, on every worker, before anybody looks."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +39,12 @@ class Options:
         steps: number of updates.
         batch_size: positive pairs in one update, over all workers together.
         lr: largest learning rate.
-        optimizer: "sgd", "lars", "adam" or "muon": Muon for weights, convolutions as matrices (out, in x height x
-            width), and AdamW for biases and norms.
+        optimizer: "sgd", "lars", "adam", "adamw" or "muon": Muon for weights, convolutions as matrices (out, in x
+            height x width), and AdamW for biases and norms.
         momentum: of SGD and LARS and, as Nesterov's, of Muon.
-        weight_decay: added to the gradient as weight_decay times the parameter; under "muon" decoupled, the
-            parameter shrinks by rate times weight_decay.
+        weight_decay: added to the gradient as weight_decay times the parameter; under "adamw" and "muon" decoupled,
+            the parameter shrinks by rate times weight_decay.
+        betas: shares of the past in the two running moments of "adam" and "adamw".
         adamw_lr: largest learning rate of AdamW under "muon"; it rises and falls as that of Muon, lr, does.
         warmup_steps: updates over which the rate rises linearly to lr.
         cosine: whether the rate then falls along half a cosine to 0; else it stays.
@@ -54,6 +62,7 @@ class Options:
     optimizer: str = "sgd"
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    betas: tuple[float, float] = (0.9, 0.999)
     adamw_lr: float = 1e-3
     warmup_steps: int = 0
     cosine: bool = True
@@ -66,8 +75,8 @@ class Options:
 
     def __post_init__(self) -> None:
         """Refuse a configuration that cannot be meant."""
-        if self.optimizer not in ("sgd", "lars", "adam", "muon"):
-            raise ValueError(f'optimizer: expected "sgd", "lars", "adam" or "muon", found {self.optimizer!r}')
+        if self.optimizer not in optimizers.NAMES:
+            raise ValueError(f"optimizer: expected one of {', '.join(optimizers.NAMES)}, found {self.optimizer!r}")
         for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
@@ -119,13 +128,61 @@ def fit(
     Both views of a batch go through the model together, so batch norm takes its moments over the 2n views. Under
     torchrun (after `distributed.start`) every worker draws the same batch and embeds its own rows; given a loss that is
     written with `distributed.sum_over_workers` or `distributed.gather`, the result is that of one process.
-    A model may have `parameter_groups` (see `optimizers.build`) and `after_update`; its memory belongs into buffers.
 
     Args:
         model: from a batch of views to (n, k) embeddings.
         sample_pairs: (batch size, generator) to two batches of views (x, x+).
         loss: (z, z+) to a scalar.
         options: the configuration.
+        what, checkpoint, observe, observe_every, device: as for `descend`, which also says what it raises.
+
+    Returns:
+        The history.
+    """
+    device = torch.device(device) if device is not None else next(model.parameters()).device
+    layout = torch.channels_last if options.channels_last else torch.preserve_format
+    model.to(memory_format=layout)  # type: ignore[call-overload]
+    cast = torch.autocast(device.type, torch.bfloat16) if options.bf16 else nullcontext()
+    rows = distributed.own_rows(options.batch_size)
+
+    def objective(generator: torch.Generator) -> Tensor:
+        x1, x2 = sample_pairs(options.batch_size, generator)
+        x = torch.cat([x1[rows], x2[rows]]).to(memory_format=layout if x1.ndim == 4 else torch.preserve_format)
+        with cast:
+            z = model(x)
+        return loss(*(z.float() if options.bf16 else z).chunk(2))
+
+    return descend(
+        model,
+        objective,
+        options,
+        what=what,
+        checkpoint=checkpoint,
+        observe=observe,
+        observe_every=observe_every,
+        device=device,
+    )
+
+
+def descend(
+    model: nn.Module,
+    objective: Objective,
+    options: Options,
+    *,
+    what: str = "training",
+    checkpoint: str | Path | None = None,
+    observe: Observer | None = None,
+    observe_every: int = 20,
+    device: torch.device | str | None = None,
+) -> History:
+    """The loop of all training: lower an objective of `model` in place, and leave the model in evaluation mode.
+
+    A model may have `parameter_groups` (see `optimizers.build`) and `after_update`; its memory belongs into buffers.
+
+    Args:
+        model: what holds the parameters.
+        objective: draws a batch from the run's generator, which is on the device, and returns its loss, a scalar.
+        options: the configuration; batch_size, bf16 and channels_last are the objective's business.
         what: name of the run in the progress bar.
         checkpoint: file to save the state in and to continue from; on a CPU, a run that was killed continues to the
             very numbers of one that was not. One file a run: it holds the options, not the data, the loss or the code.
@@ -146,17 +203,14 @@ def fit(
     if observe_every < 1:
         raise ValueError(f"observe_every: expected at least 1, found {observe_every}")
     device = torch.device(device) if device is not None else next(model.parameters()).device
-    layout = torch.channels_last if options.channels_last else torch.preserve_format
-    distributed.with_global_batch_norm(model.to(device=device, memory_format=layout)).train()  # type: ignore[call-overload]
+    distributed.with_global_batch_norm(model.to(device)).train()
     optimizer = optimizers.build(model, options)
     follow = model.after_update if isinstance(model, Follows) else None
     generator = torch.Generator(device).manual_seed(options.seed)
     losses = torch.zeros(options.steps, dtype=torch.float64, device=device)
     path = Path(checkpoint) if checkpoint is not None else None
-    run = _Run(model, optimizer, generator, losses, options, observe)
+    run = checkpoints.Run(model, optimizer, generator, losses, options, observe)
     first, before = run.resume(path) if path else (0, 0.0)
-    cast = torch.autocast(device.type, torch.bfloat16) if options.bf16 else nullcontext()
-    rows = distributed.own_rows(options.batch_size)
     began, shown = time.perf_counter(), ""
     if first == 0:
         run.look(0)
@@ -164,11 +218,7 @@ def fit(
     for step in track(range(first, options.steps), what, note=lambda: shown):  # noqa: B023 - the newest text
         for group in optimizer.param_groups:
             group["lr"] = group["largest_lr"] if group.get("constant") else options.rate(step, group["largest_lr"])
-        x1, x2 = sample_pairs(options.batch_size, generator)
-        x = torch.cat([x1[rows], x2[rows]]).to(memory_format=layout if x1.ndim == 4 else torch.preserve_format)
-        with cast:
-            z = model(x)
-        value = loss(*(z.float() if options.bf16 else z).chunk(2))
+        value = objective(generator)
         optimizer.zero_grad()
         value.backward()
         distributed.average_gradients(model)
@@ -223,78 +273,3 @@ def _finite(losses: Tensor, what: str) -> float:
             "Try a smaller lr, more warmup_steps, or clip_to_ball on the embeddings."
         )
     return float(losses[-1])
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What a checkpoint holds, and where it goes back to."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer | Muon
-    generator: torch.Generator
-    losses: Tensor
-    options: Options
-    observe: Observer | None
-
-    @torch.no_grad()
-    def look(self, done: int) -> None:
-        if self.observe is not None:
-            self.observe(done, self.model)
-
-    def save(self, path: Path, done: int, seconds: float) -> None:
-        if distributed.rank():
-            return
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
-            "losses": self.losses,
-            "options": asdict(self.options),
-            "observed": self.observe.state_dict() if isinstance(self.observe, _Remembers) else None,
-            "done": done,
-            "seconds": seconds,
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        with unfinished.open("wb") as stream:
-            torch.save(state, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        unfinished.replace(path)
-
-    def resume(self, path: Path) -> tuple[int, float]:
-        if not path.exists():
-            return 0, 0.0
-        state = torch.load(path, map_location=self.losses.device, weights_only=True)
-        options = asdict(self.options)
-        if state["options"] != options:
-            other = [name for name, value in options.items() if state["options"].get(name) != value]
-            raise ValueError(
-                f"{path}: expected a checkpoint of this run, found other {', '.join(other)}; remove it or rename"
-            )
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"].cpu())
-        self.losses.copy_(state["losses"])
-        if isinstance(self.observe, _Remembers):
-            if state["observed"] is None:
-                raise ValueError(f"{path}: expected a checkpoint of an observed run, found none; remove it or rename")
-            self.observe.load_state_dict(state["observed"])
-        return state["done"], state["seconds"]
-
-
-@runtime_checkable
-class Follows(Protocol):
-    """A model that does something after each update."""
-
-    def after_update(self) -> None:
-        """Called without gradients, on every worker, before anybody looks."""
-
-
-@runtime_checkable
-class _Remembers(Protocol):
-    """An observer whose memory belongs to the run."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
