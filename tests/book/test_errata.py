@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,12 @@ import torch
 from torch.nn import functional
 
 from companion.lab import fetch
+from companion.lab.languages import floors, grammars, hmm
+from companion.lab.languages.tokens import MASKED
+from companion.lab.masked.architecture import Shape
 from companion.ledger import claims
 from companion.theory import equilibrium, graph_attention, losses, message_passing, oversmoothing, predictor
+from companion.theory.flatness import saturation, softmax_net, tiling
 from companion.theory.graph import PositivePairGraph
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -345,6 +350,121 @@ def test_attention_needs_the_features_of_all_processes():
         losses.attentive_info_nce(z1, z2, 0.5, own, gather=gather)
     two = losses.attentive_info_nce(z1, z2, 0.5, gathered, gather=gather)
     assert float(two) == float(losses.attentive_info_nce(whole[0], whole[1], 0.5, gathered))
+
+
+def sixth_chapter(seed: int, **changes: int) -> grammars.Grammar:
+    """A random grammar with the numbers of the released one."""
+    numbers = {"levels": 4, "symbols": 10, "words": 200, "tops": 9, "rules": 18, "emitted": 81}
+    return grammars.levelled(torch.Generator().manual_seed(seed), **(numbers | changes))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_no_grammar_of_the_released_numbers_has_the_floor_of_the_tables(seed):
+    printed = {claim.id: claim.published["value"] for claim in claims.load("flatness") if claim.published}
+    lookup = printed["flatness.published-lookup-loss"]
+    assert lookup == printed["flatness.published-floor-pcfg"] == 3.196
+    for per in ("sentence", "token"):
+        found = floors.floor(sixth_chapter(seed), 400, torch.Generator().manual_seed(seed), per=per)
+        assert found.value > 3.9
+        assert found.value - lookup > 10 * found.stderr
+        poor = floors.floor(sixth_chapter(seed, emitted=5), 400, torch.Generator().manual_seed(seed), per=per)
+        assert poor.value < lookup
+
+
+def test_four_levels_have_sixteen_words():
+    assert [sixth_chapter(0, levels=levels, words=20, emitted=4).longest for levels in (4, 5)] == [16, 32]
+    lengths = sixth_chapter(0).length_law(16)
+    assert lengths.sum() == pytest.approx(1)
+
+
+def test_the_largest_inside_probability_is_not_the_most_probable_symbol():
+    rules = torch.tensor([[0, 2, 2], [1, 3, 3]])  # S -> N N, T -> M M
+    emission = torch.tensor([[0, 0], [0, 0], [0.5, 0.5], [0.6, 0.4]], dtype=torch.float64)
+    start = torch.tensor([0.9, 0.1, 0, 0], dtype=torch.float64)
+    toy = grammars.Grammar(("S", "T", "N", "M"), start, rules, torch.ones(2), emission)
+    posterior = toy.spine_posteriors(torch.tensor([[0, 0]]), depth=1)[0, 0, :2]
+    assert torch.allclose(posterior, torch.tensor([0.225, 0.036], dtype=torch.float64) / 0.261)
+    inside = posterior / start[:2]
+    assert float(inside[0] / inside[1]) == pytest.approx(0.25 / 0.36)
+    assert (int(posterior.argmax()), int(inside.argmax())) == (0, 1)
+
+    differ, right, split = [], [], []
+    for seed in range(4):
+        grammar = sixth_chapter(seed)
+        drawn = grammar.sample(300, torch.Generator().manual_seed(seed), length=(5, 31))
+        posterior = grammar.spine_posteriors(drawn.tokens, drawn.lengths, depth=1)[:, 0, :9]
+        likely = posterior.argmax(1)
+        differ.append((posterior / grammar.start[:9]).argmax(1) != likely)
+        right.append(likely == drawn.spine[:, 0])
+        level = torch.tensor([ord(name[1]) if name[0] == "A" else 0 for name in grammar.names])[drawn.emitters[:, :2]]
+        split.append(level[:, 0] != level[:, 1])  # two words of one symbol alone are emitted on one level
+    shares = [float(torch.cat(found).double().mean()) for found in (differ, right, split)]
+    assert shares[0] > 1 / 3
+    assert shares[1] < 0.6
+    assert shares[2] > 1 / 4
+
+
+def test_a_second_mask_raises_the_floor():
+    chain = hmm.HiddenMarkov.random(3, 3, torch.Generator().manual_seed(0))
+    sentences = torch.cartesian_prod(*[torch.arange(3)] * 4)
+    weights = chain.log_probability(sentences).exp()
+    assert weights.sum() == pytest.approx(1)
+    hidden = sentences.clone()
+    hidden[:, 1] = MASKED
+    one, two = (float(weights @ floors.entropies(chain.conditionals(seen)[:, 2])) for seen in (sentences, hidden))
+    assert two > one + 1e-3
+    far = sentences.clone()
+    far[:, 2] = MASKED  # the word itself: nobody saw it anyway
+    assert float(weights @ floors.entropies(chain.conditionals(far)[:, 2])) == pytest.approx(one, rel=1e-12)
+
+
+def pre_norm(p: dict[str, torch.Tensor], tokens: torch.Tensor, norm_first: bool = False) -> torch.Tensor:
+    """Logits of a network with one branch that normalises its input, and a normalisation at the end."""
+
+    def norm(h):
+        return functional.layer_norm(h, h.shape[-1:], eps=0.0)
+
+    h = norm(p["table"][tokens]) if norm_first else p["table"][tokens]
+    h = h + functional.gelu(norm(h) @ p["up"].T) @ p["down"].T
+    return norm(h) @ p["output"].T
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_divided_table_of_embeddings_needs_a_normalisation_behind_it(times):
+    rng = torch.Generator().manual_seed(0)
+    shapes = {"table": (5, 4), "up": (8, 4), "down": (4, 8), "output": (5, 4)}
+    small = {name: torch.randn(*shape, generator=rng, dtype=torch.float64) for name, shape in shapes.items()}
+    rules = {"table": tiling.HIDDEN, "up": tiling.MATRIX, "down": tiling.MATRIX, "output": tiling.OUTPUT}
+    script = rules | {"table": tiling.Rule((-1,), 1.0)}
+    tokens = torch.arange(5)
+    for spec, norm_first, same in (
+        (rules, False, True),
+        (rules, True, True),
+        (script, True, True),
+        (script, False, False),
+    ):
+        before, after = (pre_norm(p, tokens, norm_first) for p in (small, tiling.tile(small, spec, times)))
+        assert torch.allclose(before, after, rtol=0, atol=1e-12) is same
+        assert same or (before - after).abs().max() > 0.05
+    assert (script["table"].factor(times), rules["table"].factor(times)) == (times, 1 / times)
+
+
+def test_the_two_estimators_of_the_trace_agree_at_saturation_only():
+    params, x, p, w = softmax_net.draw(torch.Generator().manual_seed(0))
+    at = saturation.traces(softmax_net.logits, softmax_net.saturated(params, x, p), x, p, w)
+    away = saturation.traces(softmax_net.logits, params, x, p, w)
+    assert at.hessian == pytest.approx(at.gauss_newton, rel=1e-12)
+    assert abs(away.hessian / away.gauss_newton - 1) > 0.01
+
+
+def test_the_tables_of_embeddings_in_235_million():
+    own, pieces = (Shape(V, 128, width=1024, layers=16, heads=16) for V in (200, 30_522))
+    blocks = sum(math.prod(size) for name, size in own.sizes.items() if name.startswith("blocks."))
+    table = math.prod(pieces.sizes["tokens"])
+    assert [round(count / 1e6, 1) for count in (blocks, table)] == [201.5, 31.3]
+    assert 0.99 * 235e6 < blocks + table < 235e6
+    assert 0.13 < (table - math.prod(own.sizes["tokens"])) / 235e6 < 0.135
+    assert own.parameters < 203e6
 
 
 def test_reproduce_page_lists_the_hashes_that_the_code_checks():
