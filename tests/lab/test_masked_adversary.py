@@ -14,7 +14,7 @@ from companion.lab.masked.tasks import Task
 from companion.lab.masked.transfer import Draws, extract, few_shot, ridge
 from companion.lab.masked.transformer import Shape, Transformers, repeat
 
-CHAIN = HiddenMarkov.random(4, 6, torch.Generator().manual_seed(3))
+CHAIN = HiddenMarkov.random(4, 6, torch.Generator().manual_seed(3), transition=0.05, emission=0.1)
 SHAPE = Shape(6, 5, width=8)
 TREE = levelled(
     torch.Generator().manual_seed(0), levels=2, symbols=3, words=6, tops=2, rules=4, emitted=3, terminal=0.4
@@ -76,13 +76,13 @@ class TestObjective:
     )
     def test_by_hand(self, task, language, shape):
         net = start(2, shape)
-        found = adversary.objective(net, language, 60, Adversary(task, (0.0, 0.7), 20.0))(generator()).item()
+        found = adversary.objective(net, language, 400, Adversary(task, (0.0, 0.7), 1.0))(generator()).item()
         g = generator()
-        data = task.draw(language, 120, 5 if language is CHAIN else None, g)
+        data = task.draw(language, 800, 5 if language is CHAIN else None, g)
         batch = hide(language, shape, ["sampled"] * 2, data.tokens, data.lengths, g)
         expected = float(training.cross_entropy(net.params(), shape, batch).detach().sum())
-        phi = extract(net, data)[1, 60:]
-        high = unexplained(phi[None], data.labels[None, 60:], data.classes, 20.0)
+        phi = extract(net, data)[1, 400:]
+        high = unexplained(phi[None], data.labels[None, 400:], data.classes, 1.0)
         assert 0 < float(high) < 1
         assert found == pytest.approx(expected - 0.7 * float(high), abs=1e-5)
 

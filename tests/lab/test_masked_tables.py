@@ -73,8 +73,10 @@ class TestCells:
 
 class TestRuns:
     @pytest.mark.parametrize("name", ["pcfg-adamw-235m", "hmm-adversarial-67m"])
-    def test_the_very_path(self, name, tmp_path):
-        cell = tiny(name)
+    def test_the_very_path(self, name, tmp_path, monkeypatch):
+        cell, micro = tiny(name), set()
+        for module in (tables.training, tables.adversary):
+            monkeypatch.setattr(module, "in_parts", lambda *a, plain=module.in_parts: micro.add(a[2]) or plain(*a))
         result = tables.run(cell, device="cpu", seed=3, micro=4, folder=tmp_path)
         assert result == json.loads(json.dumps(result))
         assert harvest(tmp_path) == {name: [result]}
@@ -84,7 +86,9 @@ class TestRuns:
         generator = torch.Generator().manual_seed(2**31 + 3)
         evaluation = measure.Evaluation.draw(cell.language(), cell.network, 60, generator)
         net = Transformers(cell.network, 1, torch.Generator().manual_seed(3)).eval()
-        net.load_state_dict(torch.load(result["checkpoint"], weights_only=True)["model"])
+        state = torch.load(result["checkpoint"], weights_only=True)
+        assert (state["options"]["seed"], state["options"]["bf16"], micro) == (3, False, {4})
+        net.load_state_dict(state["model"])
         assert result["excess"] == pytest.approx(float(evaluation.excess(net)))
         assert result["loss"] == pytest.approx(result["floor"] + result["excess"])
         assert result["floor"] == pytest.approx(evaluation.floor)

@@ -43,7 +43,7 @@ def in_parts(loss: Callable[[slice], Tensor], size: int, micro: int | None, para
     """
     if micro is None or micro >= size:
         return loss(slice(0, size))
-    total, sums = torch.zeros((), device=parameters[0].device), [torch.zeros_like(p) for p in parameters]
+    total, sums = parameters[0].new_zeros(()), [torch.zeros_like(p) for p in parameters]
     for start in range(0, size, micro):
         rows = slice(start, min(start + micro, size))
         share = loss(rows) * ((rows.stop - start) / size)

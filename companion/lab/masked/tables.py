@@ -194,12 +194,18 @@ def run(
 
 
 def harvest(folder: Path | None = None) -> dict[str, list[dict[str, Any]]]:
-    """All results in a folder, by cell, sorted by seed; empty where nothing has run."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for file in sorted((folder or ROOT / "_build" / "gpu" / "masked").glob("*.json")):
+    """All results in a folder, by cell, sorted by seed; empty where nothing has run.
+
+    Args:
+        folder: where to look; by default in ``_build/gpu/masked`` and, for cells and seeds that are not there, among
+            those that come with the book, in ``results/gpu/masked``.
+    """
+    folders = [folder] if folder else [ROOT / "results" / "gpu" / "masked", ROOT / "_build" / "gpu" / "masked"]
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for file in (file for place in folders for file in sorted(place.glob("*.json"))):
         result = json.loads(file.read_text(encoding="utf-8"))
-        found.setdefault(result["cell"], []).append(result)
-    return {name: sorted(results, key=lambda result: result["seed"]) for name, results in found.items()}
+        found.setdefault(result["cell"], {})[result["seed"]] = result
+    return {name: [results[seed] for seed in sorted(results)] for name, results in found.items()}
 
 
 def checkpoint(cell: Cell, seed: int, folder: Path) -> Path:
