@@ -513,11 +513,10 @@ def exact_loss(at):
 
 n, probes = 4000, 300
 rows = torch.multinomial(weights, n, replacement=True, generator=source)
-observed = torch.multinomial(truth[rows], 1, generator=source).squeeze(1)
 cheap = curvature.fisher_trace(flatness.softmax_net.logits, minimiser, contexts[rows], generator=source)
-named = curvature.fisher_trace(flatness.softmax_net.logits, drawn, contexts[rows], labels=observed)
+elsewhere = curvature.fisher_trace(flatness.softmax_net.logits, drawn, contexts[rows], generator=source)
 ledger.record("flatness.cheap-trace", (cheap.value - exact.hessian) / cheap.stderr, n=n)
-ledger.record("flatness.cheap-trace-observed", (named.value - away.hessian) / named.stderr, n=n)
+ledger.record("flatness.cheap-trace-unsaturated", (elsewhere.value - away.hessian) / elsewhere.stderr, n=n)
 first_layer = float(loss_hessian(drawn)[:35, :35].trace())
 for name, method, samples in (("hutchinson", "hutchinson", probes), ("hutchpp", "hutch++", 120)):
     found = curvature.hessian_trace(exact_loss, drawn, method=method, samples=samples, generator=source)
@@ -531,8 +530,9 @@ for control, method in (("", "hutch++"), ("-hutchinson", "hutchinson")):
 # The distances are {measured}`flatness.cheap-trace|.1f` standard errors for the cheap trace
 # {verdict}`flatness.cheap-trace`, {measured}`flatness.trace-hutchinson|.1f` for Hutchinson's
 # {verdict}`flatness.trace-hutchinson` and {measured}`flatness.trace-hutchpp|.1f` for Hutch++
-# {verdict}`flatness.trace-hutchpp`. Squared gradients with *observed* labels, off saturation, miss the trace of the
-# Hessian by {measured}`flatness.cheap-trace-observed|.0f` standard errors: one has to say which labels. At the
+# {verdict}`flatness.trace-hutchpp`. Off saturation the same squared gradients, with
+# labels of the model, miss the trace of the Hessian by {measured}`flatness.cheap-trace-unsaturated|.0f` standard errors: they
+# estimate $\tr G$, and one has to say which trace is meant. At the
 # minimiser the Hessian has rank eighteen, and twenty of the sixty products of Hutch++ find all of it, so that nothing
 # is left to chance {verdict}`flatness.few-directions`; Hutchinson's sixty are
 # {measured}`flatness.few-directions-hutchinson|percent` off.
@@ -2287,8 +2287,9 @@ last = sgd[0.025].at(max(marks))
 gained = [float(downstream(look(sgd[0.025].points, last, i), 1) - learned[1][0]) for i in range(8)]
 still = [float(downstream(look(frozen.points, -1, i), 1) - learned[1][0]) for i in range(2)]
 for control, values in (("", gained), ("-soft", still)):
-    found = intervals.mean_interval(values) if np.ptp(values) > 1e-9 else intervals.Interval(0.0, 0.0, 0.0, 2)
-    ledger.record("flatness.sgd-one-shot" + control, found.mean, interval=(found.low, found.high), n=found.n)
+    found = intervals.mean_interval(values) if np.ptp(values) > 1e-9 else None  # runs that did not move have no spread
+    interval = None if found is None else (found.low, found.high)
+    ledger.record("flatness.sgd-one-shot" + control, float(np.mean(values)), interval=interval, n=len(values))
 
 # %% mystnb={"figure": {"caption": "What is flatness worth with few labels? Accuracy of a head on one, four and sixteen labelled contexts over slow time, at equal pre-training loss: lines, along the flow; dots, SGD at $\\eta=0.025$ (mean of eight runs). The downstream task is solved long after the pre-training loss has nothing left to show.", "name": "fig-flat-few-shot"}, "image": {"alt": "Three rising curves of accuracy over slow time. The one for a single label starts lowest and reaches one first; all end at one. Dots of SGD lie close to them."}}
 fig, ax = plt.subplots(figsize=(7.2, 3.6))
@@ -2341,7 +2342,7 @@ quotients = {place: against(hovering(sgd[place[0]], place[1]), formula[place]) f
 quotients[0.1, 1.0] = against(hovering(hotter, 1.0), formula[0.1, 1.0])
 worst = max((quotients[place] for place in places), key=lambda x: x[1])
 for control, (_, far, interval) in (("", worst), ("-hot", quotients[0.1, 1.0])):
-    ledger.record("flatness.excess" + control, far, interval=interval, n=runs)
+    ledger.record("flatness.excess" + control, far, interval=interval, n=many_runs.runs if control else runs)
 
 # %%
 at = hotter.at(1.0)
@@ -2423,7 +2424,7 @@ ledger.record("flatness.adam-trace-flow", traces[-1])
 entered("flatness.adam-root", final.root_trace[-1] / sgd_roots[-1])
 ledger.record("flatness.adam-root-sgd", sgd_roots[160] / sgd_roots[-1])
 entered("flatness.adam-one-shot", downstream(look(final.points, -1), 1))
-entered("flatness.adam-one-shot-start", downstream(look(final.points, 0), 1) - 1e-9 * torch.arange(adam_runs))
+ledger.record("flatness.adam-one-shot-start", float(downstream(look(final.points, 0), 1).mean()))
 fallen = sgd_roots[0] - adam["slow"].root_trace[-1]
 predicted = sgd_roots[0] - flow_roots[len(clock) - 1]
 shared = slow_flow.slow_flow(begin, toy, [float(clock[-1]) / 16])  # SGD's flow on its own clock
@@ -2966,8 +2967,7 @@ else:
 # masked, as in pre-training, or the features of all positions of the whole sentence. All networks get the same labelled
 # sentences, many draws of them.
 #
-# Before anything is measured, every arm *cools down*: more updates on exact conditionals, which bring no noise of their
-# own, at a rate that falls to zero. At a constant rate an iterate sits above the bottom by an amount that grows with the rate
+# Before anything is measured, every arm *cools down*: more updates, on new sentences, with exact conditionals as targets, which bring no label noise, at a rate that falls to zero. At a constant rate an iterate sits above the bottom by an amount that grows with the rate
 # ({prf:ref}`prop-flat-fluctuation`), and would look worse than the place around which it moves. The cool-down is itself training, so the networks that
 # have not moved on get it too.
 #
@@ -2977,9 +2977,7 @@ else:
 # gone ({prf:ref}`prop-flat-wrong-noise`). And AdamW at a constant rate is what people use.
 
 # %%
-RUNS, BASE, GO_ON, COOL = {"smoke": (2, 20, 20, 6), "cpu": (4, 1500, 3000, 1000), "gpu": (16, 1500, 3000, 1000)}[
-    profile
-]
+RUNS, BASE, GO_ON, COOL = {"smoke": (2, 20, 20, 6), "cpu": (4, 1000, 2500, 800), "gpu": (16, 1000, 2500, 800)}[profile]
 DRAWS, POOL, LOOKS = {"smoke": (4, 500, 200), "cpu": (24, 5000, 4000), "gpu": (48, 12000, 8000)}[profile]
 LABELS = (10, 20, 50) if smoke else (10, 20, 50, 200)
 MANY = LABELS[-1]
@@ -2993,15 +2991,17 @@ def source(number):
     return torch.Generator(device).manual_seed(1000 * seed + 700 + number)
 
 
-def adamw(steps, batch, lr, cosine=True, decay=0.01):
-    """AdamW, with warm-up and a cosine, or at a constant rate."""
+def adamw(stage, steps, batch, lr, cosine=True, decay=0.01):
+    """AdamW, with warm-up and a cosine, or at a constant rate; every stage reads sentences of its own."""
     warm = min(100, steps // 10) if cosine else 0
-    return Options(steps, batch, lr, "adamw", weight_decay=decay, warmup_steps=warm, cosine=cosine, seed=seed)
+    own = {"warmup_steps": warm, "cosine": cosine, "seed": 1000 * seed + stage}
+    return Options(steps, batch, lr, "adamw", weight_decay=decay, **own)
 
 
-def sgd(steps, batch, lr):
+def sgd(stage, steps, batch, lr):
     """SGD at a constant rate, without momentum or decay."""
-    return Options(steps, batch, lr, "sgd", momentum=0.0, weight_decay=0.0, cosine=False, seed=seed)
+    own = {"momentum": 0.0, "weight_decay": 0.0, "cosine": False, "seed": 1000 * seed + stage}
+    return Options(steps, batch, lr, "sgd", **own)
 
 
 # %%
@@ -3041,12 +3041,12 @@ def parts(stack, number):
     return [select(stack, slice(i * runs, (i + 1) * runs)).eval() for i in range(number)]
 
 
-def cool_down(models, language):
+def cool_down(models, language, stage=3):
     """All arms on exact conditionals, at a rate that falls to zero."""
     together = {name: torch.cat([model.params()[name] for model in models]) for name in models[0].params()}
     keywords = {"targets": "exact", "groups": len(models), "length": models[0].shape.length, "what": "cool-down"}
     stack = Transformers.of(models[0].shape, together).to(device)
-    return parts(go_on(stack, language, adamw(COOL, 32, 1e-3, decay=0.0), **keywords)[0], len(models))
+    return parts(go_on(stack, language, adamw(stage, COOL, 32, 1e-3, decay=0.0), **keywords)[0], len(models))
 
 
 def against(slug, first, second, factor=False, n=None):
@@ -3062,12 +3062,13 @@ def against(slug, first, second, factor=False, n=None):
 chain = HiddenMarkov.random(generator=np.random.default_rng(1), **CHAIN).to(device)
 STATE = {"masked": Task("state", 3, "masked"), "sentence": Task("state", 3)}
 judge = Judge.of(chain, shape, STATE, 1)
-base, _ = pretrain(shape, chain, adamw(BASE, 128, 3e-3), runs=RUNS, generator=source(5), what="chain")
+base, _ = pretrain(shape, chain, adamw(1, BASE, 128, 3e-3), runs=RUNS, generator=source(5), what="chain")
 
 rates = torch.tensor([1.0, 0.125, 1.0]).repeat_interleave(RUNS)
 targets = ["sampled"] * 2 * RUNS + ["exact"] * RUNS
-arms, _ = go_on(repeat(base, 3), chain, sgd(GO_ON, 32, 0.4), targets=targets, rates=rates, groups=3, what="SGD")
-adam, _ = go_on(base, chain, adamw(GO_ON, 32, 3e-3, cosine=False), what="AdamW")
+arms, _ = go_on(repeat(base, 3), chain, sgd(2, GO_ON, 32, 0.4), targets=targets, rates=rates, groups=3, what="SGD")
+constant = adamw(2, GO_ON, 32, 3e-3, cosine=False, decay=0.0)
+adam, _ = go_on(base, chain, constant, what="AdamW")
 
 names = ("converged", "SGD", "SGD, an eighth of the rate", "SGD, no label noise", "AdamW")
 networks = dict(zip(names, cool_down([base, *parts(arms, 3), adam], chain), strict=True))
@@ -3093,32 +3094,33 @@ for name, values in found.items():
 # SGD at the large rate divides the trace by {measured}`flatness.hmm-trace-falls|.1f` ({verdict}`flatness.hmm-trace-falls`); an eighth of the rate, on the
 # same sentences, by {measured}`flatness.hmm-trace-barely|.2f`. We had expected less than 1.1 there
 # ({verdict}`flatness.hmm-trace-barely`). Without label noise the trace ends
-# {measured}`flatness.hmm-label-noise|.1f` times as high as with it. The loss, cooled down, changes by
-# {measured}`flatness.hmm-equal-loss|.4f` nats. Heads with 20 labels gain
+# {measured}`flatness.hmm-label-noise|.1f` times as high as with it ({verdict}`flatness.hmm-label-noise`). The loss, cooled down, changes by
+# {measured}`flatness.hmm-equal-loss|.4f` nats ({verdict}`flatness.hmm-equal-loss` as *the same*). AdamW divides the trace by {measured}`flatness.hmm-adam-falls|.1f`
+# ({verdict}`flatness.hmm-adam-falls`), changes the loss by {measured}`flatness.hmm-adam-loss|.4f` nats ({verdict}`flatness.hmm-adam-loss`) and its heads by {measured}`flatness.hmm-adam-gain|.1f` points ({verdict}`flatness.hmm-adam-gain`). SGD changes the accuracy of heads with 20 labels by
 # {measured}`flatness.hmm-gain-masked|.1f` points at the masked position and
 # {measured}`flatness.hmm-gain-sentence|.1f` on the whole sentence ({verdict}`flatness.hmm-gain-masked`,
-# {verdict}`flatness.hmm-gain-sentence`). These networks are some hundredths of a nat above the floor and not at it: their loss may still improve on the way,
+# {verdict}`flatness.hmm-gain-sentence` as gains). The printed excess says how far from the floor these networks are: their loss may still improve on the way,
 # and with it the features. Experiment 3 takes that explanation away.
 #
 # ### Against the task, without a network, and in other sizes
 #
 # The same loss can hide other features in three more ways. *Adversarial pre-training* adds an objective that spoils the
-# features for a task: minus $\lambda=0.3$ times the error of a ridge head that is fitted in closed form on one half of the batch and tested on the
-# other, with the gradient through the head. The *lookup table* uses the true conditionals as features; no network has less
+# features for a task: minus $\lambda=0.3$ times the squared error of a ridge head, in units of the error of the mean label and counted up to 1, that is fitted in closed form on one half of the batch and
+# tested on the other, with the gradient through the head. The *lookup table* uses the true conditionals as features; no network has less
 # loss. And *sizes*: networks of width 8 and 16, embedded into width 32 without a change of the function
 # ({prf:ref}`thm-flat-tiling`), because traces can be compared only within one architecture.
 
 # %%
 spoil = adversary.Adversary(STATE["sentence"], 0.3)
 fresh = Transformers(shape, RUNS, source(5)).to(device)  # the initial weights of the ordinary networks
-spoilt, _ = adversary.go_on(fresh, chain, adamw(BASE, 128, 3e-3), spoil, what="against the task")
+spoilt, _ = adversary.go_on(fresh, chain, adamw(1, BASE, 128, 3e-3), spoil, what="against the task")
 spoilt = judge(cool_down([spoilt], chain)[0])
 
 WIDTHS = (8, 16, 32)
 sizes = {32: start}
 for width in WIDTHS[:-1]:
     small = Shape(6, 6, width=width)
-    narrow, _ = pretrain(small, chain, adamw(BASE, 128, 3e-3), runs=RUNS, generator=source(5), what=f"width {width}")
+    narrow, _ = pretrain(small, chain, adamw(1, BASE, 128, 3e-3), runs=RUNS, generator=source(5), what=f"width {width}")
     sizes[width] = judge(enlarge(cool_down([narrow], chain)[0], 32 // width).eval())
 
 
@@ -3150,30 +3152,31 @@ for width, f in sizes.items():
 # %% [markdown]
 # Adversarial networks differ from ordinary ones by {measured}`flatness.hmm-against-loss|.4f` nats in loss and by
 # {measured}`flatness.hmm-against-few|.1f` points in what they were trained against ({verdict}`flatness.hmm-against-few`); their trace is
-# {measured}`flatness.hmm-against-trace|.2f` times as large ({verdict}`flatness.hmm-against-trace`; in the paper 2.4 times).
-# The lookup table is {measured}`flatness.hmm-lookup|.1f` points *ahead* of the networks if that number is positive, and behind if it is
-# negative ({verdict}`flatness.hmm-lookup` as the paper's statement, at our scale). In the paper's grammar it is the worst of all: why that can be, the end of this section shows. The hidden state behind a word is what they keep best. Over the three widths the
+# {measured}`flatness.hmm-against-trace|.2f` times as large ({verdict}`flatness.hmm-against-trace`; in the paper {published}`flatness.published-gap-trace` times).
+# The lookup table minus the networks is {measured}`flatness.hmm-lookup|.1f` points ({verdict}`flatness.hmm-lookup` as the paper's statement that the table is
+# worse, at our scale). In the paper's grammar it is the worst of all; why that can be, the end of this section shows. Over the three widths the
 # trace in the common architecture is {verdict}`flatness.sizes-trace` as falling, the accuracy
 # {verdict}`flatness.sizes-few` as rising; narrow networks also have the higher loss, which the comparison does not take out.
 #
 # ### A grammar
 #
 # The same on a grammar of three levels with four symbols each and twelve words, whose sentences have eight words. Tasks ask for the
-# symbol that emits the fourth word and, on the whole sentence, for the second symbol of the left spine, four words wide: the
-# counterpart of the paper's tasks B and C.
+# symbol that emits the fourth word, while it is masked or from the whole sentence, and, from the whole sentence, for the second symbol of the left spine, which is four words wide: the
+# counterpart of the paper's task B. The adversary spoils the symbol behind the fourth word; against the other task its head, fitted on 64 sentences, knows less than the mean
+# label does, and an adversary whose head knows nothing is silent.
 
 # %%
 SMALL = {"levels": 3, "symbols": 4, "words": 12, "tops": 4, "rules": 4, "terminal": 0.0, "emitted": 4}
 grammar, tree = grammars.levelled(np.random.default_rng(1), **SMALL).to(device), Shape(12, 8, width=32)
-PARSE = {"masked": Task("emitter", 3, "masked"), "sentence": Task("spine", 1)}
+PARSE = {"masked": Task("emitter", 3, "masked"), "sentence": Task("spine", 1), "word": Task("emitter", 3)}
 parse, few = Judge.of(grammar, tree, PARSE, 20), {"smoke": 2, "cpu": 3, "gpu": 16}[profile]
 eight = {"length": 8}
-parsed, _ = pretrain(tree, grammar, adamw(BASE, 128, 3e-3), runs=few, generator=source(25), what="grammar", **eight)
+parsed, _ = pretrain(tree, grammar, adamw(4, BASE, 128, 3e-3), runs=few, generator=source(25), what="grammar", **eight)
 both = ["sampled"] * few + ["exact"] * few
-moved, _ = go_on(repeat(parsed, 2), grammar, sgd(GO_ON // 2, 32, 0.4), targets=both, groups=2, what="SGD", **eight)
-spoil = adversary.Adversary(PARSE["sentence"], 0.3)
+moved, _ = go_on(repeat(parsed, 2), grammar, sgd(5, GO_ON // 2, 32, 0.4), targets=both, groups=2, what="SGD", **eight)
+spoil = adversary.Adversary(PARSE["word"], 0.3, penalty=1.0)
 fresh = Transformers(tree, few, source(25)).to(device)
-hurt, _ = adversary.go_on(fresh, grammar, adamw(BASE, 128, 3e-3), spoil, what="against the task", **eight)
+hurt, _ = adversary.go_on(fresh, grammar, adamw(4, BASE, 128, 3e-3), spoil, what="against the task", **eight)
 parsers = [parse(model) for model in cool_down([parsed, *parts(moved, 2), hurt], grammar)]
 
 # %%
@@ -3183,7 +3186,7 @@ against("pcfg-label-noise", quiet["trace"], noisy["trace"], factor=True)
 against("pcfg-equal-loss", noisy["excess"], ordinary["excess"])
 against("pcfg-gain-masked", noisy["masked"][20], ordinary["masked"][20])
 against("pcfg-gain-sentence", noisy["sentence"][20], ordinary["sentence"][20])
-of_adversary("pcfg", ordinary, hurt, "sentence")
+of_adversary("pcfg", ordinary, hurt, "word")
 parse_table, parse_best = of_table("pcfg", grammar, parse, ordinary, "sentence")
 
 # %% mystnb={"figure": {"caption": "What is a representation of nearly the least loss worth? Accuracy of a ridge head on the whole sentence against the number of labels, for the state behind the fourth word (left) and the second symbol of the left spine (right): mean and range over networks. Dotted: the best guess that anybody can make.", "name": "fig-flat-heads"}, "image": {"alt": "Two panels with four rising curves each over ten to two hundred labels, all below a dotted line at the top: lookup table, networks after SGD, converged networks, and networks trained against the task."}}
@@ -3211,40 +3214,48 @@ for ax, (title, plain, flatter, adversarial, lookups, bound) in zip(axes, panels
     ax.set_xticks(LABELS, [str(n) for n in LABELS])
     ax.minorticks_off()
 
-# %%
-full, seen = (
-    grammars.levelled(np.random.default_rng(0), **({"levels": 3, "symbols": 5} if smoke else {})),
-    {"smoke": 60, "cpu": 1000, "gpu": 1000}[profile],
-)
-for slug, task in (("a", Task("spine", 0)), ("b", Task("spine", 1)), ("c", Task("spine", 2))):
-    own = torch.Generator().manual_seed(seed + 790)
-    spoken = task.draw(full, 4 * seen, None, own)
-    draws = Draws.of(len(spoken), (seen,), 4, own, test=2 * seen)
-    heads = {"table": lookup(full, spoken), "words": one_hot(spoken, full.words)}
-    heads = {name: 100 * few_shot(features, spoken, draws)[seen][0].numpy() for name, features in heads.items()}
-    against(f"full-lookup-{slug}", heads["table"], heads["words"])
-    print(slug, "  ".join(f"{name} {values.mean():.1f}" for name, values in heads.items()))
-
-# %% [markdown]
-# The table is behind the bare words by {measured}`flatness.full-lookup-a|.1f`, {measured}`flatness.full-lookup-b|.1f` and
-# {measured}`flatness.full-lookup-c|.1f` points (negative numbers; {verdict}`flatness.full-lookup-a`, {verdict}`flatness.full-lookup-b`,
-# {verdict}`flatness.full-lookup-c`). The conditional of a word given the *others* does not know the word itself. With six or twelve words the neighbours'
-# conditionals make up for it; with two hundred, what a word says about the tree is lost in its own entry. A transformer is given the
-# word and keeps it. A network with the paper's smallest shape, trained on a GPU on this kind of grammar, is in {ref}`sec-flat-paper-scale`.
-
 # %% [markdown]
 # On the grammar SGD divides the trace by {measured}`flatness.pcfg-trace-falls|.1f`, and without label noise it ends
-# {measured}`flatness.pcfg-label-noise|.1f` times as high. Heads with 20 labels gain {measured}`flatness.pcfg-gain-masked|.1f` and
+# {measured}`flatness.pcfg-label-noise|.1f` times as high. Heads with 20 labels change by {measured}`flatness.pcfg-gain-masked|.1f` and
 # {measured}`flatness.pcfg-gain-sentence|.1f` points ({verdict}`flatness.pcfg-gain-masked`, {verdict}`flatness.pcfg-gain-sentence`). Adversarial
-# networks lose {measured}`flatness.pcfg-against-few|.1f` points (a negative number is a loss) at a difference of {measured}`flatness.pcfg-against-loss|.4f` nats, with
-# {measured}`flatness.pcfg-against-trace|.2f` times the trace ({verdict}`flatness.pcfg-against-trace`). The lookup table's lead is
+# networks differ by {measured}`flatness.pcfg-against-few|.1f` points ({verdict}`flatness.pcfg-against-few` as a loss) at a difference of {measured}`flatness.pcfg-against-loss|.4f` nats, with
+# {measured}`flatness.pcfg-against-trace|.2f` times the trace ({verdict}`flatness.pcfg-against-trace`). The lookup table minus the networks is
 # {measured}`flatness.pcfg-lookup|.1f` points ({verdict}`flatness.pcfg-lookup`), see {numref}`fig-flat-heads`.
 #
 # ### Why the lookup table can be bad
 #
 # In the paper the lookup table is the worst of all. One reason needs no training to be seen. On a grammar of the paper's size, 50 symbols and 200 words,
 # compare it with the bare words as features, one-hot: no network at all.
+
+# %%
+full, seen = (
+    grammars.levelled(np.random.default_rng(0), **({"levels": 3, "symbols": 5} if smoke else {})),
+    {"smoke": 60, "cpu": 1000, "gpu": 1000}[profile],
+)
+for slug, task in (("a", Task("spine", 0)), ("b", Task("spine", 1)), ("c", Task("spine", 2))):
+    heads = {"table": [], "words": []}
+    for draw in range(4):
+        own = torch.Generator().manual_seed(1000 * seed + 790 + draw)
+        spoken = task.draw(full, 3 * seen, None, own)
+        draws = Draws.of(len(spoken), (seen,), 1, own, test=2 * seen)
+        for name, features in (("table", lookup(full, spoken)), ("words", one_hot(spoken, full.words))):
+            heads[name].append(100 * float(few_shot(features, spoken, draws)[seen]))
+    heads = {name: np.array(values) for name, values in heads.items()}
+    against(f"full-lookup-{slug}", heads["table"], heads["words"])
+    print(slug, "  ".join(f"{name} {values.mean():.1f}" for name, values in heads.items()))
+
+# %% [markdown]
+# The table minus the bare words is {measured}`flatness.full-lookup-a|.1f`, {measured}`flatness.full-lookup-b|.1f` and
+# {measured}`flatness.full-lookup-c|.1f` points ({verdict}`flatness.full-lookup-a`, {verdict}`flatness.full-lookup-b`,
+# {verdict}`flatness.full-lookup-c`). An explanation that we have not tested: the conditional of a word given the *others* does not know the word itself, and with two hundred words the
+# conditionals of its neighbours do not give it away; a transformer is shown the word. The smallest of our cells of that size, trained on a GPU on this kind of grammar, is in
+# {ref}`sec-flat-paper-scale`.
 #
+# Three things of the paper a pilot at this scale had not shown, before this chapter was written: a trace gap of adversarial networks
+# ({verdict}`flatness.hmm-against-trace` here on the chain, {verdict}`flatness.pcfg-against-trace` on the grammar), a clear gain in transfer from flattening alone
+# ({verdict}`flatness.hmm-gain-masked`, {verdict}`flatness.pcfg-gain-masked`; the next section looks closer), and a lookup table that is the worst of all ({verdict}`flatness.hmm-lookup`, {verdict}`flatness.pcfg-lookup`).
+
+# %% [markdown]
 # (sec-flat-equal-loss)=
 # ## Experiment 3: equal loss, different downstream
 #
@@ -3259,8 +3270,9 @@ for slug, task in (("a", Task("spine", 0)), ("b", Task("spine", 1)), ("c", Task(
 # trees of four and six symbols, widths 16 and 32, one or two blocks, with other seeds and (for the chains of this family) three other languages.
 # At the rate 0.4, with 20 labels and features of the masked position, flat networks were ahead on all three of these chains and at the leaves of the trees that were tried; on the whole sentence on
 # most. At twice the rate, networks of the steepest init left the bottom and the gain was gone; with one block or width 16
-# and the steepest init, it turned around, at an excess of some hundredths of a nat. The choice fell on what was clearest and cheap.
-# Below, it is run with new networks on the language where the gain was clearest, number 1, and on two *fresh* languages, which the search had not seen.
+# and the steepest init, it turned around, at an excess of some hundredths of a nat. The choice, of the setting and of what is counted first, 20 labels at the masked position, fell on what was clearest and cheap.
+# Below, it is run with new networks on the language where the gain was clearest, number 1, and on two *fresh* languages, 11 and 12, drawn once and with nothing tried on them but this chapter's own code. The number to judge by is the
+# gain on both fresh languages together. Intervals are over networks, given a language and its labelled sentences.
 
 # %%
 NETS, TRAIN, DRIFT = {"smoke": (2, 20, 20), "cpu": (5, 2000, 4000), "gpu": (16, 2000, 4000)}[profile]
@@ -3272,13 +3284,14 @@ def from_one_start(number):
     """Networks near the floor of one language, and the three arms that go on from them."""
     language = HiddenMarkov.random(generator=np.random.default_rng(number), **CHAIN).to(device)
     steep = {"init": "wide", "embedding": 1.0, "gain": 1.5, "targets": "exact", "what": f"language {number}"}
-    options = adamw(TRAIN, 64, 3e-3, decay=0.0)
+    options = adamw(10 * number + 1, TRAIN, 64, 3e-3, decay=0.0)
     begin, _ = pretrain(shape, language, options, runs=NETS, generator=source(10 * number), **steep)
     targets = ["sampled"] * NETS + ["exact"] * NETS + ["sampled"] * NETS
     rates = torch.tensor([1.0, 1.0, 0.125]).repeat_interleave(NETS)
     keywords = {"targets": targets, "rates": rates, "groups": 3, "what": f"language {number}, arms"}
-    moved, _ = go_on(repeat(begin, 3), language, sgd(DRIFT, 16, 0.4), **keywords)
-    ends = dict(zip(ARMS, cool_down(parts(moved, 3), language), strict=True))
+    moved, _ = go_on(repeat(begin, 3), language, sgd(10 * number + 2, DRIFT, 16, 0.4), **keywords)
+    cooled = cool_down([*parts(moved, 3), begin], language, stage=10 * number + 3)
+    ends = dict(zip((*ARMS, "start"), cooled, strict=True))
     judge = Judge.of(language, shape, STATE, 10 * number + 1)
     return language, judge, begin, {arm: judge(model) for arm, model in ends.items()}
 
@@ -3287,19 +3300,23 @@ drifted = {slug: from_one_start(number) for slug, number in LANGUAGES.items()}
 
 
 # %%
-def joined(arm, value, languages="abc"):
-    """The same number of the networks of several languages, one after the other."""
-    return np.concatenate([value(drifted[slug][-1][arm]) for slug in languages])
+def joined(arm, value):
+    """The same number of the networks of the two fresh languages, one after the other."""
+    return np.concatenate([value(drifted[slug][-1][arm]) for slug in "bc"])
 
 
 for slug, (_, _, _, ends) in drifted.items():
     against(f"equal-loss-{slug}", ends["sampled"]["excess"], ends["exact"]["excess"])
+    worst = max((ends[arm]["excess"] for arm in ARMS), key=np.mean)
+    found = intervals.mean_interval(worst.tolist())
+    ledger.record(f"flatness.equal-excess-{slug}", found.mean, interval=(found.low, found.high), n=found.n)
+    against(f"equal-gain-{slug}", ends["sampled"]["masked"][20], ends["start"]["masked"][20])
     against(f"equal-trace-{slug}", ends["exact"]["trace"], ends["sampled"]["trace"], factor=True)
     against(f"equal-few-{slug}", ends["sampled"]["masked"][20], ends["exact"]["masked"][20])
     against(f"equal-whole-{slug}", ends["sampled"]["sentence"][20], ends["exact"]["sentence"][20])
     against(f"equal-slow-{slug}", ends["sampled"]["masked"][20], ends["slow"]["masked"][20])
 
-twenty = {arm: joined(arm, lambda f: f["masked"][20], "bc") for arm in ARMS}
+twenty = {arm: joined(arm, lambda f: f["masked"][20]) for arm in ARMS}
 against("equal-few-fresh", twenty["sampled"], twenty["exact"])
 leads = [
     joined("sampled", lambda f, n=n: f["masked"][n]) - joined("exact", lambda f, n=n: f["masked"][n])
@@ -3331,11 +3348,15 @@ for ax, (slug, (_, _, _, ends)) in zip(axes, drifted.items(), strict=True):
         ax.text(0.03, 0.05 + 0.075 * (2 - row), label, color=color, transform=ax.transAxes, fontsize=8)
     low, high = ax.get_ylim()
     ax.set_ylim(low - 0.45 * (high - low), high)
-    ax.set(xscale="log", xlabel="trace", title=f"language {LANGUAGES[slug]}")
+    ax.set(xscale="log", xlabel="trace", title=f"language {LANGUAGES[slug]}", xlim=(4, 80))
+    ax.set_xticks([5, 10, 20, 50], ["5", "10", "20", "50"])
+    ax.minorticks_off()
+axes[0].set_ylabel("accuracy in percent, 20 labels")
 
 # %% [markdown]
 # On language 1 sampled words end with a trace {measured}`flatness.equal-trace-a|.1f` times below that of exact conditionals, and
-# with an excess that is {measured}`flatness.equal-loss-a|.4f` nats *higher* ({verdict}`flatness.equal-loss-a` as *no advantage*).
+# with an excess that differs by {measured}`flatness.equal-loss-a|.4f` nats (positive: the flat ones have the higher loss; {verdict}`flatness.equal-loss-a` as *no advantage*);
+# no arm is more than {measured}`flatness.equal-excess-a|.4f` nats above the floor on average ({verdict}`flatness.equal-excess-a`).
 # Their heads are better by {measured}`flatness.equal-few-a|.1f` points with 20 labels at the masked position
 # ({verdict}`flatness.equal-few-a`) and by {measured}`flatness.equal-whole-a|.1f` on the whole sentence
 # ({verdict}`flatness.equal-whole-a`). On the two fresh languages the traces are {measured}`flatness.equal-trace-b|.1f` and
@@ -3343,15 +3364,16 @@ for ax, (slug, (_, _, _, ends)) in zip(axes, drifted.items(), strict=True):
 # {measured}`flatness.equal-loss-c|.4f` nats; heads gain {measured}`flatness.equal-few-b|.1f` and {measured}`flatness.equal-few-c|.1f`
 # points ({verdict}`flatness.equal-few-b`, {verdict}`flatness.equal-few-c`), both languages together {measured}`flatness.equal-few-fresh|.1f`
 # ({verdict}`flatness.equal-few-fresh`), and on the whole sentence {measured}`flatness.equal-whole-b|.1f` and {measured}`flatness.equal-whole-c|.1f`
-# ({verdict}`flatness.equal-whole-b`, {verdict}`flatness.equal-whole-c`). How much is to be gained depends on the language.
+# ({verdict}`flatness.equal-whole-b`, {verdict}`flatness.equal-whole-c`). Against their own starts, cooled down like them, flat networks gain {measured}`flatness.equal-gain-a|.1f`, {measured}`flatness.equal-gain-b|.1f` and
+# {measured}`flatness.equal-gain-c|.1f` points.
 #
 # Against an eighth of the rate the large one is ahead by {measured}`flatness.equal-slow-a|.1f`, {measured}`flatness.equal-slow-b|.1f` and
-# {measured}`flatness.equal-slow-c|.1f` points. Among networks that share a start, each halving of the trace comes with
+# {measured}`flatness.equal-slow-c|.1f` points. Among networks of the fresh languages that share a start, each halving of the trace comes with
 # {measured}`flatness.equal-slope|.2f` points ({verdict}`flatness.equal-slope`). With 20 labels the advantage is larger than with many by
 # {measured}`flatness.equal-many|.1f` points ({verdict}`flatness.equal-many`).
 #
-# What this shows and what it does not: label noise is the cause, by design, of both the lower trace and the better heads. That the lower trace is the cause of
-# the better heads is not shown; a drift that lowers the trace may do other things on the way. In the soft-majority
+# What this shows and what it does not: where a difference is resolved, label noise is its cause, by design. That the lower trace is the cause of
+# better heads is not shown; a drift that lowers the trace may do other things on the way. In the soft-majority
 # language it is a theorem ({prf:ref}`prop-flat-transfer`).
 #
 # (sec-flat-adam-paths)=
@@ -3359,56 +3381,63 @@ for ax, (slug, (_, _, _, ends)) in zip(axes, drifted.items(), strict=True):
 #
 # The talk's open question. If the heuristic of {prf:ref}`prop-flat-adam` holds, AdamW lowers
 # the root trace $\sum_i\sqrt{H_{ii}}$ and not the trace. Both fall in any case; so we compare at *equal trace*. From the steep starts of language 1, SGD and
-# AdamW go on with sampled words, without decay, and we look at both numbers on the way. No cool-down here: both numbers belong to the iterate, and $G$ stands for $H$.
+# AdamW go on with sampled words, without decay, and we look at both numbers on the way. No cool-down here: both numbers belong to the iterate.
 
 
 # %%
 def plane(model):
-    """Trace and root trace of every network, (2, networks)."""
+    """Trace, root trace and excess of every network, (3, networks)."""
     keywords = {"sentences": LOOKS // 10, "generator": source(91)}
     values = (
         measure.traces(model, first_judge.looks, **keywords),
         measure.root_traces(model, first_judge.looks, **keywords),
     )
-    return torch.tensor([[estimate.value for estimate in estimates] for estimates in values])
+    rows = [[estimate.value for estimate in estimates] for estimates in values]
+    return torch.tensor([*rows, first_judge.looks.excess(model).tolist()])
 
 
 first_language, first_judge, first_start, _ = drifted["a"]
-ways = {"SGD": sgd(DRIFT, 16, 0.4), "AdamW": adamw(DRIFT, 16, 3e-3, cosine=False, decay=0.0)}
+ways = {"SGD": sgd(8, DRIFT // 2, 16, 0.4), "AdamW": adamw(8, DRIFT // 2, 16, 3e-3, cosine=False, decay=0.0)}
 looked, watched = {}, {}
 for name, options in ways.items():
     watch = measure.Watch(plane=plane)
-    go_on(first_start, first_language, options, observe=watch, observe_every=DRIFT // 10, what=name)
+    go_on(first_start, first_language, options, observe=watch, observe_every=DRIFT // 20, what=name)
     looked[name], watched[name] = watch.steps, watch.seen("plane").numpy()
 
 
-def root_at(path, level):
-    """Root trace where the trace has first fallen to a level, by interpolation in logarithms."""
-    trace, root = np.log(np.minimum.accumulate(path[:, 0])), np.log(path[:, 1])
-    return float(np.exp(np.interp(np.log(level), trace[::-1], root[::-1])))
+def at_level(path, level):
+    """Root trace and excess where the trace first falls below a level, between two looks, in logarithms."""
+    after = int(np.argmax(path[:, 0] <= level))
+    (high, *before), (low, *behind) = np.log(path[after - 1]), np.log(path[after])
+    share = (high - math.log(level)) / (high - low)
+    return [math.exp(x + share * (y - x)) for x, y in zip(before, behind, strict=True)]
 
 
 # %% mystnb={"figure": {"caption": "Where does Adam go? Paths of networks in the plane of trace and root trace under SGD and AdamW with sampled words, from the same starts; a line a network. If AdamW lowers the root trace, its paths run below those of SGD.", "name": "fig-flat-adam-plane"}, "image": {"alt": "On logarithmic axes two bundles of paths leave the same cluster of starts towards lower trace and lower root trace, one for SGD and one for AdamW."}}
-ratios, shares = [], []
+ratios, shares, losses = [], [], []
 for net in range(NETS):
     paths = [watched[name][:, :, net] for name in ways]
     level = 1.02 * max(path[:, 0].min() for path in paths)  # the lowest trace that both have reached
-    ratios.append(root_at(paths[1], level) / root_at(paths[0], level))
+    (sgd_root, sgd_loss), (adam_root, adam_loss) = (at_level(path, level) for path in paths)
+    ratios.append(adam_root / sgd_root)
+    losses.append(adam_loss - sgd_loss)
     fall = [np.log(path[0] / path[-1]) for path in paths]  # of trace and of root trace
     shares.append(fall[1][1] / fall[1][0] - fall[0][1] / fall[0][0])
 against("net-adam-root", np.array(ratios), np.ones(NETS), factor=True)
 against("net-adam-root-falls", np.array(shares), np.zeros(NETS))
+against("net-adam-loss", np.array(losses), np.zeros(NETS))
 
 fig, ax = plt.subplots(figsize=(5.6, 3.8))
 for (name, path), color in zip(watched.items(), COLORS[1:3], strict=True):
     ax.plot(path[:, 0], path[:, 1], color=color, lw=1.0, marker=".", ms=4)
     ax.annotate(name, (path[-1, 0, 0], path[-1, 1, 0]), (6, 0), textcoords="offset points", color=color, va="center")
-ax.plot(*watched["SGD"][0], "o", color="gray", ms=5)
-ax.annotate("start", watched["SGD"][0, :, 0], (6, 4), textcoords="offset points", color="gray")
+ax.plot(*watched["SGD"][0, :2], "o", color="gray", ms=5)
+ax.annotate("start", watched["SGD"][0, :2, 0], (6, 4), textcoords="offset points", color="gray")
 ax.set(xscale="log", yscale="log", xlabel="trace", ylabel=r"root trace")
 # %% [markdown]
 # Where both have the same trace, AdamW's root trace is {measured}`flatness.net-adam-root|.2f` times that of SGD
-# ({verdict}`flatness.net-adam-root`). Per unit of fall in the logarithm of the trace, the root trace's logarithm falls by
+# ({verdict}`flatness.net-adam-root`); its excess there is another by {measured}`flatness.net-adam-loss|.3f` nats, so this is a comparison at equal trace and not at equal loss, and
+# $G$ stands for $H$ only up to the root of both. Per unit of fall in the logarithm of the trace, the root trace's logarithm falls by
 # {measured}`flatness.net-adam-root-falls|.2f` more under AdamW ({verdict}`flatness.net-adam-root-falls`). That is one architecture, one language and one
 # pair of rates; the heuristic neither stands nor falls with it.
 
@@ -3968,11 +3997,11 @@ print(f"slow time of the SGD cells: {sgd.lr**2 * sgd.steps / sgd.batch_size:.1e}
 #
 # `--help` lists the others. A run that is stopped goes on from its checkpoint: give the same command again. A
 # finished cell leaves a file with its numbers in `_build/gpu/masked`; what comes with the book is in
-# `results/gpu/masked`. In the `gpu` profile this chapter records a difference where both of its networks have such a
-# file, trained as planned; all others stay *not run*. The next cell prints what is there in every profile. With the book come two files,
-# made on an H100: the lookup table, and the smallest network after 12,000 of the 30,000 updates. That is a shorter run than planned, of another size than the
-# tables', and no verdict. But it shows the paper's observation on a grammar of the paper's size: a network a few hundredths of a nat above the floor has the better features
-# than the conditionals that it imitates.
+# `results/gpu/masked`. In the `gpu` profile this chapter records a difference where both of its networks have such
+# files, of two seeds at least, trained as planned; all others stay *not run*. The next cell prints what is there in every profile. With the book come two files,
+# made on an H100: the lookup table, and the smallest of our cells on a schedule of 12,000 updates in place of 30,000. That is a shorter run than planned, of another size than the
+# tables', and no verdict. But it can be held against the paper's observation on a grammar of the paper's size: compare its heads with those of the
+# conditionals that it imitates. It is one network; both are read through a random projection to 512 dimensions, and their labelled sentences are other draws.
 
 # %% tags=["hide-input"]
 finished = {}
@@ -4000,8 +4029,6 @@ def compare(slug, first, second, number, how=operator.sub):
     if len(values) > 1:
         found = intervals.mean_interval(values)
         ledger.record(f"flatness.published-{slug}", found.mean, interval=(found.low, found.high), n=found.n)
-    elif values:
-        ledger.record(f"flatness.published-{slug}", values[0], n=1)
 
 
 def of_task(task):
