@@ -3,8 +3,10 @@
 A site is read from disk, without a network, and copied whole; its bar is 12 MB. No page needs what goes: the theme's
 source maps and translations, its icons as a script where the style sheet draws the same ones from a font, that font's
 second format, and inside the notebooks for download their second copy and the pictures, which the pages show. Of
-drawings go the digits beyond a hundredth of a point; of code the marks of what has the colour of plain text anyway; of
-the tables of claims the hover text of each citation, which the bibliography has once.
+drawings go the digits beyond a hundredth of a point, of them and of style sheets the indentation; of code the marks of
+all but keywords, strings, functions and comments; of the text the classes that no style sheet here asks for; of the
+tables of claims the hover text of each citation, which the bibliography has once; of the icons' style sheet the names
+that no page calls; and the extension's list of theorems, to which nothing links.
 """
 
 from __future__ import annotations
@@ -22,8 +24,13 @@ ICON_SCRIPT = re.compile(r'\s*<(script|link)\b[^>]*="[^"]*/fontawesome/[^"]*\.js
 SOURCE_OF_CLAIM = re.compile(r'(<p class="claim-source">.*?</p>)', re.DOTALL)
 HOVER = re.compile(r' title="[^"]*"')
 CODE = re.compile(r"<pre>.*?</pre>", re.DOTALL)
-PLAIN = re.compile(r'<span class="(?:n|nn|p|w)">([^<]*)</span>')  # names, punctuation, blanks
-COURSE = re.compile(r'(?<= d=")[^"]*')
+PLAIN = re.compile(r'<span class="(?:n|nn|p|w|o|ow|mi|mf|nb|bp|kc|si)">([^<]*)</span>')  # names, signs, numbers, blanks
+LITERAL = re.compile(r'<code class="docutils literal notranslate"><span class="pre">([^<]*)</span></code>')
+CITATION = re.compile(r'<span class="bibtex-citation" id="[^"]*">(.*?)</span>')
+ROW = re.compile(r'<tr class="row-(?:odd|even)">')
+ICON = re.compile(r'((?:\.fa-[a-z0-9-]+:{1,2}before,?)+)\{content:"[^"]*"\}')
+COURSE = re.compile(r'(?<= d=")[^"]*|(?<= x=")[^"]*|(?<= y=")[^"]*')
+INDENTED = re.compile(r"\n\s+")
 BREAK = re.compile(r" ?\n")  # before a letter or at the end: no blank is needed there
 FINE = re.compile(r"(\.\d\d)\d+")
 BRANDS = re.compile(r"@font-face\s*\{[^}]*fa-brands[^}]*\}")
@@ -37,10 +44,14 @@ def slim(app: Sphinx, error: Exception | None) -> None:
     site = Path(app.outdir)
     drop_tags(site)
     drop_source_maps(site / "_static")
+    (site / "prf-prf.html").unlink(missing_ok=True)
     drop_icon_doubles(site / "_static" / "vendor" / "fontawesome")
+    drop_icons(site)
     shutil.rmtree(site / "_static" / "locales", ignore_errors=True)  # the theme's translations, used while building
     for drawing in (site / "_images").glob("*.svg"):
         drawing.write_text(coarser(drawing.read_text(encoding="utf-8")), encoding="utf-8")
+    for sheet in (site / "_static").rglob("*.css"):
+        sheet.write_text(INDENTED.sub("\n", sheet.read_text(encoding="utf-8")), encoding="utf-8")
     for notebook in (site / "_sources").rglob("*.ipynb"):
         notebook.write_text(lightened(notebook.read_text(encoding="utf-8")), encoding="utf-8")
 
@@ -55,7 +66,9 @@ def drop_tags(site: Path) -> None:
         text = page.read_text(encoding="utf-8")
         kept = ICON_SCRIPT.sub("", FONT_PRELOAD.sub("", text))
         kept = CODE.sub(lambda code: PLAIN.sub(r"\1", code[0]), kept)
-        kept = SOURCE_OF_CLAIM.sub(lambda source: HOVER.sub("", source[1]), kept)
+        kept = SOURCE_OF_CLAIM.sub(lambda source: CITATION.sub(r"\1", HOVER.sub("", source[1])), kept)
+        kept = kept.replace('class="math notranslate nohighlight"', 'class="math"')
+        kept = ROW.sub("<tr>", LITERAL.sub(r'<code class="literal">\1</code>', kept))
         if kept != text:
             page.write_text(kept, encoding="utf-8")
 
@@ -85,13 +98,25 @@ def drop_icon_doubles(icons: Path) -> None:
         font.unlink()
 
 
+def drop_icons(site: Path) -> None:
+    """Take the icons that no page and no script of the theme names out of their style sheet."""
+    named = "".join(f.read_text(encoding="utf-8") for kind in ("html", "js") for f in site.rglob(f"*.{kind}"))
+    called = set(re.findall(r"fa-[a-z0-9-]+", named))
+
+    def used(rule: re.Match[str]) -> str:
+        return rule[0] if called & set(re.findall(r"fa-[a-z0-9-]+", rule[1])) else ""
+
+    for sheet in (site / "_static" / "vendor" / "fontawesome").rglob("*.css"):
+        sheet.write_text(ICON.sub(used, sheet.read_text(encoding="utf-8")), encoding="utf-8")
+
+
 def coarser(drawing: str) -> str:
-    """An SVG whose paths end their numbers at a hundredth of a point and have no line breaks.
+    """An SVG whose paths and places end their numbers at a hundredth of a point, without line breaks or indentation.
 
     >>> coarser('<path d="M 102.540158 63.3 L 99.9931 0.125" style="stroke-width: 0.125"/>')
     '<path d="M 102.54 63.3 L 99.99 0.12" style="stroke-width: 0.125"/>'
     """
-    return COURSE.sub(lambda course: FINE.sub(r"\1", BREAK.sub("", course[0])), drawing)
+    return INDENTED.sub("\n", COURSE.sub(lambda course: FINE.sub(r"\1", BREAK.sub("", course[0])), drawing))
 
 
 def lightened(notebook: str) -> str:

@@ -20,8 +20,12 @@ def test_the_diet_takes_the_doubles_and_leaves_the_rest(tmp_path):
         f"{icons}/f/a.ttf": "font",
         f"{icons}/f/lonely.ttf": "font",
         "claims.html": '<p class="claim-source"><a title="all of a title">2021</a></p><p title="kept"></p>',
-        "code.html": '<pre><span class="k">if</span> <span class="n">x</span><span class="p">:</span></pre>',
-        "_images/a.svg": '<path d="M 1.2345 6 \nL 7 8.999 \n" style="opacity: 0.123"/>',
+        "code.html": '<pre><span class="k">if</span> <span class="n">x</span><span class="o">:</span></pre>',
+        "text.html": '<tr class="row-odd"><td class="math notranslate nohighlight">'
+        '<code class="docutils literal notranslate"><span class="pre">x</span></code></td></tr><i class="fa-bars"></i>',
+        "prf-prf.html": "every theorem",
+        "_images/a.svg": '<g>\n  <path d="M 1.2345 6 \nL 7 8.999 \n" style="opacity: 0.123"/>\n <use x="1.239"/></g>',
+        f"{icons}/css/icons.css": '.fa-bars:before,.fa-navicon:before{content:"a"}.fa-cat:before{content:"b"}',
         f"{icons}/css/brands.css": "@font-face{src:url(fa-brands-400.woff2)}b{}",
         f"{icons}/f/fa-brands-400.woff2": "signs",
         "_static/own.js": "run()\n//# sourceMappingURL=own.js.map",
@@ -42,14 +46,16 @@ def test_the_diet_takes_the_doubles_and_leaves_the_rest(tmp_path):
     companion_diet.slim(app, None)
     kept = left()
     gone = {"_static/own.js.map", "_static/locales/de/x.po", f"{icons}/js/all.js", f"{icons}/f/a.ttf"}
-    gone |= {f"{icons}/f/fa-brands-400.woff2"}
+    gone |= {f"{icons}/f/fa-brands-400.woff2", "prf-prf.html"}
     assert files.keys() - kept.keys() == gone
     assert kept["page.html"] == own
     assert kept[f"{icons}/css/all.css"] == '@font-face{src:url(../f/a.woff2) format("woff2")}'
     assert kept["_static/own.js"] == "run()\n"
     assert kept["claims.html"] == '<p class="claim-source"><a>2021</a></p><p title="kept"></p>'
     assert kept["code.html"] == '<pre><span class="k">if</span> x:</pre>'
-    assert kept["_images/a.svg"] == '<path d="M 1.23 6L 7 8.99" style="opacity: 0.123"/>'
+    assert kept["text.html"] == ('<tr><td class="math"><code class="literal">x</code></td></tr><i class="fa-bars"></i>')
+    assert kept["_images/a.svg"] == '<g>\n<path d="M 1.23 6L 7 8.99" style="opacity: 0.123"/>\n<use x="1.23"/></g>'
+    assert kept[f"{icons}/css/icons.css"] == '.fa-bars:before,.fa-navicon:before{content:"a"}'
     assert kept[f"{icons}/css/brands.css"] == "b{}"
     assert json.loads(kept["_sources/a.ipynb"]) == {"cells": [], "metadata": {"title": "\u00e4"}}
     companion_diet.slim(app, None)
