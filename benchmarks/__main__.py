@@ -16,9 +16,9 @@ HEAD = """# Records
 
 Written by `make bench`; every number is a median, with the smallest and the largest of n runs. *Ratio* says how many
 times better than its peer a row is, both measured in the same run. *Floor* is the least that the machine could take, by
-the rates of matrix products and of copies measured beside it, in the row's unit, with the row's distance from it. A goal
-is a bound of the ratio where there is one, else of the median; where it is missed, the reason and the next idea stand
-below the table.
+the rates of matrix products and of copies measured beside it, in the row's unit, with the row's distance from it. A
+goal is a bound of the ratio where there is one, else of the median; where it is missed, the reason and the next idea
+stand below the table.
 """
 
 

@@ -121,7 +121,7 @@ def rates() -> Rates:
 
 
 def floor(*, flops: float = 0.0, bytes: float = 0.0, dtype: torch.dtype = torch.float32) -> float:
-    """Seconds below which the work cannot be done here: operations at the rate of a product, bytes at that of a copy."""
+    """Seconds that the work takes at least: operations at the rate of a matrix product, bytes at that of a copy."""
     machine_rates = rates()
     return max(flops / machine_rates.products[dtype], bytes / machine_rates.copy)
 
