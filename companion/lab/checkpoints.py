@@ -27,6 +27,7 @@ class Run:
     losses: Tensor
     options: Options
     observe: Observer | None
+    observe_every: int
 
     @torch.no_grad()
     def look(self, done: int) -> None:
@@ -45,27 +46,33 @@ class Run:
             "losses": self.losses,
             "options": asdict(self.options),
             "observed": self.observe.state_dict() if isinstance(self.observe, _Remembers) else None,
+            "observe_every": self.observe_every,
             "done": done,
             "seconds": seconds,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        with unfinished.open("wb") as stream:
-            torch.save(state, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        unfinished.replace(path)
+        write(path, state)
 
     def resume(self, path: Path) -> tuple[int, float]:
         """Take up the state in `path`, if there is one; how many updates it has, and how many seconds they took."""
-        if not path.exists():
+        state = torch.load(path, map_location=self.losses.device, weights_only=True) if path.exists() else None
+        if not distributed.agree(state["done"] if state else 0, self.losses.device):
+            raise ValueError(f"{path}: expected one checkpoint for all workers; put it where every machine can read it")
+        if state is None:
             return 0, 0.0
-        state = torch.load(path, map_location=self.losses.device, weights_only=True)
-        options = asdict(self.options)
-        if state["options"] != options:
-            other = [name for name, value in options.items() if state["options"].get(name) != value]
+        ours = asdict(self.options)
+        # an option that is younger than the checkpoint had its present default
+        theirs = asdict(type(self.options)()) | state["options"]
+        if other := [name for name in ours if theirs[name] != ours[name]]:
+            found = ", ".join(f"{name} {theirs[name]!r} there, {ours[name]!r} here" for name in other)
             raise ValueError(
-                f"{path}: expected a checkpoint of this run, found other {', '.join(other)}; remove it or rename"
+                f"{path}: expected a checkpoint of this run, found other {', '.join(other)} ({found}); "
+                "remove it or name another"
+            )
+        every = state.get("observe_every", self.observe_every)
+        if self.observe is not None and every != self.observe_every:
+            raise ValueError(
+                f"{path}: expected a run observed every {self.observe_every} updates, found every {every}; "
+                "take that number, or remove the checkpoint"
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -85,3 +92,19 @@ class _Remembers(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def write(path: Path, state: dict[str, Any]) -> None:
+    """Write what `torch.load` reads, whole or not at all.
+
+    Args:
+        path: the file; its folder is made if need be. What was there before stays until the new one is complete.
+        state: tensors, numbers, texts, and lists and dictionaries of them.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    with unfinished.open("wb") as stream:
+        torch.save(state, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    unfinished.replace(path)

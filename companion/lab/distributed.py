@@ -4,32 +4,75 @@ Every worker holds the same parameters, embeds its own rows of the batch, and ev
 *whole* batch, whose sums over rows pass through `sum_over_workers`. Backpropagation through that sum adds what all W
 workers ask for, so it differentiates $\sum_w \mathcal L = W\mathcal L$. The **mean** of the workers' parameter
 gradients is therefore the gradient of $\mathcal L$: no factor W is left over, and none is missing.
+
+What that costs, $T(N)=v+c/N+2\frac{N-1}Nb/B+2(N-1)\ell m$ seconds a step, is written down in `companion.lab.scaling`
+and measured at one and two workers (`benchmarks/RECORDS.md`, workers). b does not depend on the batch.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def start() -> torch.device:
+class WorkerLostError(RuntimeError):
+    """A collective failed, because another worker has ended or cannot be reached."""
+
+
+def choose(asked: str = "auto") -> torch.device:
+    """The device of this worker: with "auto" a GPU if there is one, else the CPU.
+
+    Args:
+        asked: "auto", "cpu" or "cuda"; each worker of a machine has a GPU of its own, the one with its local number.
+
+    Raises:
+        ValueError: another name; no GPU where one is asked for; more workers on this machine than it has GPUs.
+
+    >>> choose("cpu")
+    device(type='cpu')
+    """
+    if asked not in ("auto", "cpu", "cuda"):
+        raise ValueError(f'device: expected "auto", "cpu" or "cuda", found {asked!r}')
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if asked == "cpu" or (asked == "auto" and not found):
+        return torch.device("cpu")
+    if not found:
+        raise ValueError("device cuda: expected a GPU that torch can use, found none; take the device cpu")
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if here > found:
+        raise ValueError(
+            f"{here} workers on this machine: expected at most one a GPU, found {found} GPU{'s' * (found > 1)}; "
+            f"take --nproc_per_node={found}, or the device cpu"
+        )
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def start(asked: str = "auto") -> torch.device:
     """Join the workers that torchrun has started (nccl on GPUs, else gloo) and return this worker's device.
 
-    Without torchrun nothing is joined: the device is the GPU if there is one, else the CPU.
+    Without torchrun nothing is joined. `choose` says what may be asked for, and what is refused.
     """
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    device = choose(asked)
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return device
+
+
+def leave() -> None:
+    """Leave the workers that `start` has joined; nothing to do in one process."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def workers() -> int:
@@ -63,7 +106,8 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         x = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(x)
+        with _together():
+            dist.all_reduce(x)
         return x
 
     @staticmethod
@@ -91,13 +135,85 @@ def average_gradients(model: nn.Module) -> None:
         return
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     flat = torch.cat([g.flatten() for g in gradients])
-    dist.all_reduce(flat)
+    with _together():
+        dist.all_reduce(flat)
     for gradient, part in zip(gradients, (flat / workers()).split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
 
 
+def agree(number: int, device: torch.device) -> bool:
+    """Whether all workers say the same number; True in one process. Every worker has to ask."""
+    if workers() == 1:
+        return True
+    both = torch.tensor([number, -number], device=device)
+    with _together():
+        dist.all_reduce(both, dist.ReduceOp.MAX)
+    largest, smallest = both.tolist()
+    return largest == -smallest
+
+
+@contextmanager
+def one_first() -> Iterator[None]:
+    """Let one worker of each machine do something first, the others when it is done: fetch data, and then read it."""
+    waits = workers() > 1 and os.environ.get("LOCAL_RANK", "0") != "0"
+    if waits:
+        with _together():
+            dist.barrier()
+    yield
+    if workers() > 1 and not waits:
+        with _together():
+            dist.barrier()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error).strip().splitlines()
+        raise WorkerLostError(
+            f"another worker has ended or cannot be reached ({said[-1] if said else error})"
+        ) from error
+
+
+class _Normalised(torch.autograd.Function):
+    """Rows less their mean, over their standard deviation, times weight, plus bias; both moments those of all workers.
+
+    One message there, each worker's own moments, and one back, the sums over rows of the gradient and of its product
+    with the output's normalised rows. What is done for each row is left to torch's batch norm with given moments.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        own = x.new_zeros(2, x.shape[1])  # this worker's mean and variance; torch.var_mean takes many times as long
+        nn.functional.batch_norm(x, own[0], own[1], training=True, momentum=1.0)
+        n = x.numel() // x.shape[1]
+        means, variances = gather(own[None]).unbind(1)  # (workers, channels) each
+        variances = variances * ((n - 1) / n)  # torch keeps the unbiased one
+        mean = means.mean(0)
+        variance = (variances + (means - mean).square()).mean(0)
+        leaves = [t.detach().requires_grad_() for t in (x, weight, bias)]
+        with torch.enable_grad():
+            y = nn.functional.batch_norm(leaves[0], mean, variance, leaves[1], leaves[2], training=False, eps=eps)
+        ctx.kept = y, leaves, mean, (variance + eps).rsqrt()
+        ctx.mark_non_differentiable(mean, variance)
+        return y.detach(), mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+        (y, leaves, mean, scale), ctx.kept = ctx.kept, None  # memory is free before the loss is
+        x, weight, _ = leaves
+        by_x, by_weight, by_bias = torch.autograd.grad(y, leaves, gradients[0])
+        shape = [-1 if axis == 1 else 1 for axis in range(x.ndim)]
+        both = sum_over_workers(torch.stack([by_weight, by_bias])) / (workers() * x.numel() / len(mean))
+        slope = -weight * scale.square() * both[0]
+        offset = -weight * scale * both[1] - slope * mean
+        return by_x.addcmul_(x.detach(), slope.view(shape)).add_(offset.view(shape)), by_weight, by_bias, None
+
+
 class GlobalBatchNorm(_BatchNorm):
-    """Batch norm with the moments of all workers' rows; torch's SyncBatchNorm does the same on GPUs only."""
+    """Batch norm with the moments of all workers' rows, as many on each; torch's SyncBatchNorm does so on GPUs only."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
@@ -108,23 +224,20 @@ class GlobalBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)
-        axes = [axis for axis in range(input.ndim) if axis != 1]
-        shape = [-1 if axis == 1 else 1 for axis in range(input.ndim)]
-        n = workers() * input.numel() // input.shape[1]
         x = input.float() if input.dtype == torch.bfloat16 else input  # moments want more than eight bits
-        mean = sum_over_workers(x.sum(axes)) / n
-        centred = x - mean.view(shape)
-        variance = sum_over_workers(centred.square().sum(axes)) / n
+        ones, zeros = x.new_ones(self.num_features), x.new_zeros(self.num_features)
+        weight, bias = (ones if self.weight is None else self.weight), (zeros if self.bias is None else self.bias)
+        y, mean, variance = _Normalised.apply(x, weight, bias, self.eps)  # type: ignore[misc]
         with torch.no_grad():
             assert self.running_mean is not None
             assert self.running_var is not None
             assert self.num_batches_tracked is not None
             assert self.momentum is not None
+            n = workers() * input.numel() // input.shape[1]
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * n / (n - 1), self.momentum)
-        out = centred * (self.weight / (variance + self.eps).sqrt()).view(shape) + self.bias.view(shape)
-        return out.to(input.dtype)
+        return y.to(input.dtype)
 
 
 def with_global_batch_norm(model: nn.Module) -> nn.Module:

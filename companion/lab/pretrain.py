@@ -142,8 +142,8 @@ def run(
 def checkpoint(name: str) -> Path:
     """Where a long run keeps its state, ``checkpoints/<name>-<hash>.pt`` beside the fetched data.
 
-    The hash is that of the code that trains, this package, the losses and the rules that set a predictor or weigh a
-    batch, so that a state never outlives a change of it.
+    The hash is that of the code that trains, this package with its sub-packages but those of languages, the losses and
+    the rules that set a predictor or weigh a batch, so that a state never outlives a change of it.
 
     Args:
         name: of the run.
@@ -152,8 +152,10 @@ def checkpoint(name: str) -> Path:
         The file; its folder exists.
     """
     digest = hashlib.sha256()
-    packages = Path(__file__).parent, Path(str(losses.__file__)).parent
-    sources = [file for package in packages for file in sorted(package.glob("*.py"))]
+    here = Path(__file__).parent
+    others = {here / "languages", here / "masked"}  # these train no images
+    sources = [file for file in sorted(here.rglob("*.py")) if others.isdisjoint(file.parents)]
+    sources += sorted(Path(str(losses.__file__)).parent.glob("*.py"))
     for source in (*sources, *(Path(str(module.__file__)) for module in (direct_predictor, graph_attention))):
         digest.update(source.read_bytes())
     path = fetch.store() / "checkpoints" / f"{name}-{digest.hexdigest()[:12]}.pt"

@@ -2,7 +2,9 @@
 
 import math
 import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -168,6 +170,25 @@ def test_a_checkpoint_lies_beside_the_fetched_data(tmp_path, monkeypatch):
     assert pretrain.checkpoint("cifar10-spectral-200-0") != path  # a state does not outlive the code that made it
     assert path.parent.is_dir()
     assert not path.exists()
+
+
+def test_a_state_outlives_no_change_of_what_trains_it_and_any_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPANION_DATA", str(tmp_path / "data"))
+    lab = tmp_path / "lab"
+    shutil.copytree(Path(pretrain.__file__).parent, lab, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(pretrain, "__file__", str(lab / "pretrain.py"))
+    before = pretrain.checkpoint("run")
+    for name, counts in {
+        "train/loop.py": True,
+        "augment.py": True,
+        "masked/training.py": False,
+        "languages/pcfg.py": False,
+    }.items():
+        text = (lab / name).read_text()
+        (lab / name).write_text(text + "# changed\n")
+        assert (pretrain.checkpoint("run") != before) == counts, name
+        (lab / name).write_text(text)
+    assert pretrain.checkpoint("run") == before
 
 
 class TestAuthors:

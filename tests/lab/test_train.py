@@ -303,7 +303,7 @@ class TestCheckpoint:
             "    return t.noisy_pairs(n, g)\n"
             "t.fit(t.encoder(), pairs, t.spectral_contrastive, t.OPTIONS, checkpoint=sys.argv[1])"
         )
-        folders = [str(Path(__file__).parent), str(Path(train.__file__).parents[2])]
+        folders = [str(Path(__file__).parent), str(Path(train.__file__).parents[3])]
         child = subprocess.Popen(
             [sys.executable, "-c", script, str(path), *folders, str(torch.get_num_threads())],
             stdout=subprocess.PIPE,

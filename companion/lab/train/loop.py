@@ -1,20 +1,20 @@
-"""One training loop for all: one process or torchrun, CPU or GPU; killed and resumed on a CPU, the same numbers."""
+"""The loop of all training: one process or torchrun, CPU or GPU; killed and resumed on a CPU, the same numbers."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypedDict, Unpack, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from companion.lab import checkpoints, distributed, optimizers
+from companion.lab import checkpoints, distributed, optimizers, precision
+from companion.lab.train.options import History, Options
 from companion.progress import track
 
 Pairs = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
@@ -31,98 +31,17 @@ class Follows(Protocol):
         """Called without gradients, on every worker, before anybody looks."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to train; the whole configuration of a run.
+class Keywords(TypedDict, total=False):
+    """The keywords of `descend`, which `fit` passes on."""
 
-    Attributes:
-        steps: number of updates.
-        batch_size: positive pairs in one update, over all workers together.
-        lr: largest learning rate.
-        optimizer: "sgd", "lars", "adam", "adamw" or "muon": Muon for weights, convolutions as matrices (out, in x
-            height x width), and AdamW for biases and norms.
-        momentum: of SGD and LARS and, as Nesterov's, of Muon.
-        weight_decay: added to the gradient as weight_decay times the parameter; under "adamw" and "muon" decoupled,
-            the parameter shrinks by rate times weight_decay.
-        betas: shares of the past in the two running moments of "adam" and "adamw".
-        adamw_lr: largest learning rate of AdamW under "muon"; it rises and falls as that of Muon, lr, does.
-        warmup_steps: updates over which the rate rises linearly to lr.
-        cosine: whether the rate then falls along half a cosine to 0; else it stays.
-        milestones: updates at which the rate falls to a tenth.
-        bf16: forward pass in bfloat16 autocast; loss and parameters stay in float32.
-        channels_last: memory layout of images and convolutions.
-        log_every: updates between two looks at the loss (a look waits for the device).
-        checkpoint_every: updates between two checkpoints.
-        seed: of the generator that draws the pairs.
-    """
-
-    steps: int = 600
-    batch_size: int = 256
-    lr: float = 0.06
-    optimizer: str = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    adamw_lr: float = 1e-3
-    warmup_steps: int = 0
-    cosine: bool = True
-    milestones: tuple[int, ...] = ()
-    bf16: bool = False
-    channels_last: bool = False
-    log_every: int = 20
-    checkpoint_every: int = 500
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse a configuration that cannot be meant."""
-        if self.optimizer not in optimizers.NAMES:
-            raise ValueError(f"optimizer: expected one of {', '.join(optimizers.NAMES)}, found {self.optimizer!r}")
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
-
-    def rate(self, step: int, largest: float | None = None) -> float:
-        """Learning rate of update number `step` = 0, 1, ...; `largest` in place of lr, if given.
-
-        >>> [Options(steps=4, lr=1.0, warmup_steps=2).rate(step) for step in range(4)]
-        [0.5, 1.0, 1.0, 0.5]
-        """
-        largest = self.lr if largest is None else largest
-        if step < self.warmup_steps:
-            return largest * (step + 1) / self.warmup_steps
-        lr = largest * 0.1 ** sum(step >= milestone for milestone in self.milestones)
-        if not self.cosine:
-            return lr
-        return lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup_steps) / (self.steps - self.warmup_steps)))
+    what: str
+    checkpoint: str | Path | None
+    observe: Observer | None
+    observe_every: int
+    device: torch.device | str | None
 
 
-@dataclass(frozen=True)
-class History:
-    """What a run leaves behind.
-
-    Attributes:
-        steps: (steps,) int64, 1, 2, ...
-        losses: (steps,) float64, the loss of each batch before its update.
-        seconds: wall time of the loop, over all its parts if it was resumed.
-    """
-
-    steps: Tensor
-    losses: Tensor
-    seconds: float
-
-
-def fit(
-    model: nn.Module,
-    sample_pairs: Pairs,
-    loss: Loss,
-    options: Options,
-    *,
-    what: str = "training",
-    checkpoint: str | Path | None = None,
-    observe: Observer | None = None,
-    observe_every: int = 20,
-    device: torch.device | str | None = None,
-) -> History:
+def fit(model: nn.Module, sample_pairs: Pairs, loss: Loss, options: Options, **keywords: Unpack[Keywords]) -> History:
     """Train `model` in place on positive pairs, and leave it in evaluation mode.
 
     Both views of a batch go through the model together, so batch norm takes its moments over the 2n views. Under
@@ -134,12 +53,13 @@ def fit(
         sample_pairs: (batch size, generator) to two batches of views (x, x+).
         loss: (z, z+) to a scalar.
         options: the configuration.
-        what, checkpoint, observe, observe_every, device: as for `descend`, which also says what it raises.
+        keywords: what, checkpoint, observe, observe_every and device, as for `descend`, which also says what it raises.
 
     Returns:
         The history.
     """
-    device = torch.device(device) if device is not None else next(model.parameters()).device
+    device = torch.device(keywords.get("device") or next(model.parameters()).device)
+    options = replace(options, bf16=options.bf16 and precision.bfloat16_is_fast(device))
     layout = torch.channels_last if options.channels_last else torch.preserve_format
     model.to(memory_format=layout)  # type: ignore[call-overload]
     cast = torch.autocast(device.type, torch.bfloat16) if options.bf16 else nullcontext()
@@ -152,16 +72,7 @@ def fit(
             z = model(x)
         return loss(*(z.float() if options.bf16 else z).chunk(2))
 
-    return descend(
-        model,
-        objective,
-        options,
-        what=what,
-        checkpoint=checkpoint,
-        observe=observe,
-        observe_every=observe_every,
-        device=device,
-    )
+    return descend(model, objective, options, **keywords)
 
 
 def descend(
@@ -196,26 +107,28 @@ def descend(
         The history.
 
     Raises:
-        ValueError: the checkpoint belongs to a run with other options, or to one that was not observed;
-            observe_every is not positive.
+        ValueError: the checkpoint belongs to a run with other options, to one that was not observed or that was
+            observed at other times, or not all workers find it; observe_every is not positive.
         FloatingPointError: the loss is not finite.
+        distributed.WorkerLostError: another worker has ended.
     """
     if observe_every < 1:
         raise ValueError(f"observe_every: expected at least 1, found {observe_every}")
-    device = torch.device(device) if device is not None else next(model.parameters()).device
+    device = torch.device(device or next(model.parameters()).device)
     distributed.with_global_batch_norm(model.to(device)).train()
     optimizer = optimizers.build(model, options)
     follow = model.after_update if isinstance(model, Follows) else None
     generator = torch.Generator(device).manual_seed(options.seed)
     losses = torch.zeros(options.steps, dtype=torch.float64, device=device)
     path = Path(checkpoint) if checkpoint is not None else None
-    run = checkpoints.Run(model, optimizer, generator, losses, options, observe)
+    run = checkpoints.Run(model, optimizer, generator, losses, options, observe, observe_every)
     first, before = run.resume(path) if path else (0, 0.0)
     began, shown = time.perf_counter(), ""
     if first == 0:
         run.look(0)
 
-    for step in track(range(first, options.steps), what, note=lambda: shown):  # noqa: B023 - the newest text
+    updates = range(first, options.steps)
+    for step in updates if distributed.rank() else track(updates, what, note=lambda: shown):  # noqa: B023 - the newest
         for group in optimizer.param_groups:
             group["lr"] = group["largest_lr"] if group.get("constant") else options.rate(step, group["largest_lr"])
         value = objective(generator)
