@@ -1,10 +1,11 @@
 """An update of masked-word training: many small transformers in one stack, and, on a GPU, those of the paper's size."""
 
 import time
+from collections.abc import Callable
 
 import torch
 
-from benchmarks.measure import Measurement, seconds, summary
+from benchmarks.measure import Measurement, paired, summary, versus
 from companion.lab.languages.hmm import HiddenMarkov
 from companion.lab.masked import tables, training
 from companion.lab.masked.architecture import Shape
@@ -13,8 +14,8 @@ from companion.lab.masked.transformer import Transformers
 RUNS, BATCH, UPDATES = 6, 32, 20
 
 
-def small(runs: int) -> list[float]:
-    """Seconds of an update of `runs` small transformers in one stack."""
+def small(runs: int) -> Callable[[], None]:
+    """Updates of `runs` small transformers in one stack."""
     chain = HiddenMarkov.random(4, 6, torch.Generator().manual_seed(0), transition=0.3, emission=0.4)
     model = Transformers(Shape(6, 6), runs, torch.Generator().manual_seed(0)).train()
     lower, generator = training.objective(model, chain, BATCH), torch.Generator().manual_seed(0)
@@ -26,7 +27,7 @@ def small(runs: int) -> list[float]:
             lower(generator).backward()
             optimizer.step()
 
-    return [value / UPDATES for value in seconds(updates, 7)]
+    return updates
 
 
 def large(name: str, micro: int, n: int = 4) -> tuple[list[float], float]:
@@ -51,12 +52,12 @@ def large(name: str, micro: int, n: int = 4) -> tuple[list[float], float]:
 
 def measure() -> list[Measurement]:
     """Six small transformers together and one by one; cells of the paper's size where there is a GPU."""
-    together, alone = small(RUNS), small(1)
-    ratio = RUNS * sorted(alone)[3] / sorted(together)[3]
-    what = f"batch {BATCH}, six words, width 32, two layers"
+    found = paired({"stack": small(RUNS), "one": small(1)}, 7)
+    together, alone = ([1e3 * x * runs / UPDATES for x in found[name]] for name, runs in (("stack", 1), ("one", RUNS)))
+    what, ratio = f"batch {BATCH}, six words, width 32, two layers", versus(together, alone)
     rows = [
-        summary(f"{RUNS} transformers in one stack", [1e3 * x for x in together], "ms", what),
-        summary(f"{RUNS} times one transformer", [1e3 * RUNS * x for x in alone], "ms", f"{ratio:.1f} times the stack"),
+        summary(f"{RUNS} transformers in one stack", together, "ms", what, ratio=ratio, peer="one by one"),
+        summary(f"{RUNS} times one transformer", alone, "ms", what),
     ]
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_name()

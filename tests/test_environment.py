@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 HOUSE = Path(__file__).resolve().parents[1]
 FILES = ("core", "workflow", "book", "test")
-OPTIONAL = "slurm"
+OPTIONAL = ("slurm", "bench")  # installed only by the commands that need them
 
 
 def pins(name: str) -> dict[str, Requirement]:
@@ -42,7 +42,7 @@ def test_conda_users_get_the_very_same_pins():
     assert installed.split() == [f"{name}.txt" for name in FILES]
 
 
-@pytest.mark.parametrize("name", [*FILES, OPTIONAL])
+@pytest.mark.parametrize("name", [*FILES, *OPTIONAL])
 def test_every_requirement_is_one_exact_version(name):
     for requirement in pins(name).values():
         (specifier,) = requirement.specifier
@@ -51,7 +51,7 @@ def test_every_requirement_is_one_exact_version(name):
 
 
 def test_no_package_is_pinned_twice():
-    names = [package for name in (*FILES, OPTIONAL) for package in pins(name)]
+    names = [package for name in (*FILES, *OPTIONAL) for package in pins(name)]
     assert sorted(names) == sorted(set(names))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from companion.lab import pixels
 
 ATTEMPTS = 10  # draws of a crop before the centre is taken, as in torchvision
+CHANGES = {"saturation": pixels.adjust_saturation, "hue": pixels.adjust_hue}
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Augmentation:
             sigma = low + (high - low) * _uniform(len(chosen), x, generator)
             x = x.index_copy(0, chosen, pixels.gaussian_blur(x[chosen], sigma))
         if self.noise:
-            x = x + self.noise * torch.randn(x.shape, generator=generator, device=x.device)
+            x.add_(torch.randn(x.shape, generator=generator, device=x.device), alpha=self.noise)
         return self._normalised(x)
 
     def clean(self, images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
@@ -98,30 +98,28 @@ class Augmentation:
 
     def _normalised(self, x: Tensor) -> Tensor:
         mean, std = (torch.tensor(v, device=x.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
-        return (x - mean) / std
+        return (x - mean).div_(std)
 
     def _jittered(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        spreads: list[tuple[float, Callable[[Tensor, Tensor], Tensor]]] = [
-            (self.brightness, pixels.adjust_brightness),
-            (self.contrast, pixels.adjust_contrast),
-        ]
+        spreads = {"brightness": self.brightness, "contrast": self.contrast}
         if x.shape[1] == 3:
-            spreads += [(self.saturation, pixels.adjust_saturation), (self.hue, pixels.adjust_hue)]
-        steps = [(spread, change) for spread, change in spreads if spread]
+            spreads |= {"saturation": self.saturation, "hue": self.hue}
+        steps = [name for name, spread in spreads.items() if spread]
         if not steps:
             return x
         n = len(x)
         chosen = _uniform(n, x, generator) < self.jitter
-        amounts = []
-        for spread, change in steps:
-            low, high = (-spread, spread) if change is pixels.adjust_hue else (max(0.0, 1 - spread), 1 + spread)
-            amounts.append(low + (high - low) * _uniform(n, x, generator))
-        order = torch.rand(n, len(steps), generator=generator, device=x.device).argsort(1)
-        x = x.clone()
+        amounts = torch.stack([_amount(name, spreads[name], _uniform(n, x, generator)) for name in steps], 1)
+        order = torch.rand(n, len(steps), generator=generator, device=x.device).argsort(1)  # (n, turns)
+        blends = [name for name in steps if name in ("brightness", "contrast")]  # the first of the steps
+        factors = torch.where(chosen[:, None] & (order < len(blends)), amounts.gather(1, order), 1.0)
+        contrast = order == (steps.index("contrast") if "contrast" in steps else -1)
         for turn in range(len(steps)):
-            for number, (_, change) in enumerate(steps):
+            if blends:
+                pixels.brightness_or_contrast_(x, factors[:, turn], contrast[:, turn])
+            for number, name in enumerate(steps[len(blends) :], len(blends)):
                 now = torch.nonzero(chosen & (order[:, turn] == number)).squeeze(1)
-                x[now] = change(x[now], amounts[number][now])
+                x[now] = CHANGES[name](x[now], amounts[now, number])
         return x
 
 
@@ -193,16 +191,16 @@ def random_crops(
         (top, left, height, width), (n,) int64 each, in pixels.
     """
     n, _, h, w = x.shape
-    share = area[0] + (area[1] - area[0]) * torch.rand(n, ATTEMPTS, generator=generator, device=x.device)
+    cut = h * w * (area[0] + (area[1] - area[0]) * torch.rand(n, ATTEMPTS, generator=generator, device=x.device))
     low, high = torch.tensor(aspect, device=x.device).log()
     ratio = (low + (high - low) * torch.rand(n, ATTEMPTS, generator=generator, device=x.device)).exp()
-    widths, heights = (h * w * share * ratio).sqrt().round().long(), (h * w * share / ratio).sqrt().round().long()
+    widths, heights = (cut * ratio).sqrt_().round_(), (cut / ratio).sqrt_().round_()
     fits = (widths > 0) & (widths <= w) & (heights > 0) & (heights <= h)
     first = fits.int().argmax(1, keepdim=True)  # the first True; 0 if there is none
     found = fits.any(1)
     whole = (min(h, round(w / aspect[0])), min(w, round(h * aspect[1])))
-    height = torch.where(found, heights.gather(1, first).squeeze(1), whole[0])
-    width = torch.where(found, widths.gather(1, first).squeeze(1), whole[1])
+    height = torch.where(found, heights.gather(1, first).squeeze(1).long(), whole[0])
+    width = torch.where(found, widths.gather(1, first).squeeze(1).long(), whole[1])
     top = (_uniform(n, x, generator) * (h - height + 1)).long()
     left = (_uniform(n, x, generator) * (w - width + 1)).long()
     top, left = torch.where(found, top, (h - height) // 2), torch.where(found, left, (w - width) // 2)
@@ -213,7 +211,13 @@ def _uniform(n: int, like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(n, generator=generator, device=like.device)
 
 
+def _amount(name: str, spread: float, uniform: Tensor) -> Tensor:
+    low, high = (-spread, spread) if name == "hue" else (max(0.0, 1 - spread), 1 + spread)
+    return low + (high - low) * uniform
+
+
 def _as_float(images: Tensor) -> Tensor:
+    """The pixels in [0, 1], in memory of their own: the chain works in place."""
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"images: expected shape (n, 1 or 3, h, w), found {tuple(images.shape)}")
-    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    return images.float().div_(255) if images.dtype == torch.uint8 else images.to(torch.float32, copy=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 GREY = (0.2989, 0.587, 0.114)  # weights of red, green and blue in the luma of ITU-R BT.601, as torchvision has them
@@ -15,7 +15,7 @@ def resized_crop(
     r"""Cut one rectangle out of each image and resize it to the whole: $x_i \mapsto R_i x_i C_i^\top$.
 
     Bilinear resizing acts on rows and columns alone, so two batched products with n small matrices do it, and a mirror
-    image is the matrix $C_i$ upside down; several times cheaper than `grid_sample` on a CPU.
+    image is the matrix $C_i$ upside down (`benchmarks/RECORDS.md`, augment).
 
     Args:
         x: the images.
@@ -25,16 +25,28 @@ def resized_crop(
     Returns:
         Images of the same size.
     """
-    R, C = resize_matrix(top, height, x.shape[2]), resize_matrix(left, width, x.shape[3])
-    C = torch.where(mirrored[:, None, None], C.flip(1), C)
-    return R[:, None] @ x @ C.mT[:, None]
+    n, c, h, w = x.shape
+    R, C = resize_matrix(top, height, h), resize_matrix(left, width, w, mirrored)
+    columns = x.reshape(n, c * h, w) @ C.mT  # all channels in one product
+    return R[:, None] @ columns.view(n, c, h, w)
 
 
-def resize_matrix(start: Int64[Tensor, " n"], length: Int64[Tensor, " n"], size: int) -> Float[Tensor, "n size size"]:
+def resize_matrix(
+    start: Int64[Tensor, " n"], length: Int64[Tensor, " n"], size: int, mirrored: Bool[Tensor, " n"] | None = None
+) -> Float[Tensor, "n size size"]:
     """Matrices that stretch the pixels start ... start + length - 1 of a line to the whole line, bilinearly.
 
     Output pixel o looks at the place (o + 1/2) length / size - 1/2 of the cut; the weights are a triangle of width one
     pixel, normalised, which at the ends repeats the last pixel.
+
+    Args:
+        start: first pixel of each cut.
+        length: its number of pixels.
+        size: of the line.
+        mirrored: which lines are turned round afterwards.
+
+    Returns:
+        The matrices, float32, from pixels to output pixels.
 
     >>> resize_matrix(torch.tensor([1]), torch.tensor([2]), 4)[0]
     tensor([[0.0000, 1.0000, 0.0000, 0.0000],
@@ -42,10 +54,13 @@ def resize_matrix(start: Int64[Tensor, " n"], length: Int64[Tensor, " n"], size:
             [0.0000, 0.2500, 0.7500, 0.0000],
             [0.0000, 0.0000, 1.0000, 0.0000]])
     """
-    pixel = torch.arange(size, device=start.device)
-    centre = (pixel + 0.5) * (length[:, None] / size) - 0.5
-    centre = start[:, None] + centre.clamp(torch.zeros_like(length)[:, None], length[:, None] - 1)  # (n, size)
-    return (1 - (pixel - centre[:, :, None]).abs()).clamp_min(0)
+    pixel = torch.arange(size, device=start.device, dtype=torch.float32)
+    centre = ((pixel + 0.5) * (length[:, None] / size)).sub_(0.5).clamp_min_(0)  # (n, size)
+    centre = torch.minimum(centre, length[:, None] - 1.0) + start[:, None]
+    if mirrored is not None:
+        centre = torch.where(mirrored[:, None], centre.flip(1), centre)
+    # in place, since n size^2 numbers are the cost: 1 - |distance|, and no less than 0
+    return (centre[:, :, None] - pixel).abs_().neg_().add_(1).clamp_min_(0)
 
 
 def gaussian_blur(x: Float[Tensor, "n c h w"], sigma: Float[Tensor, " n"]) -> Float[Tensor, "n c h w"]:
@@ -67,6 +82,29 @@ def _blur_matrix(sigma: Tensor, size: int, radius: int) -> Float[Tensor, "n size
 def luma(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 1 h w"]:
     """The grey picture of a colour picture; a grey one is returned as it is."""
     return torch.einsum("nchw,c->nhw", x, torch.tensor(GREY, device=x.device)).unsqueeze(1) if x.shape[1] == 3 else x
+
+
+def brightness_or_contrast_(
+    x: Float[Tensor, "n c h w"], factor: Float[Tensor, " n"], contrast: Bool[Tensor, " n"]
+) -> Float[Tensor, "n c h w"]:
+    """Adjust, in place, the contrast of some images and the brightness of the others, in one pass over all.
+
+    Both blend an image with one number a, its mean grey or black: clamp(factor x + (1 - factor) a). A factor of 1
+    changes nothing.
+
+    Args:
+        x: the images, which are overwritten.
+        factor: of each image.
+        contrast: where a is the mean grey; elsewhere it is 0.
+
+    Returns:
+        x.
+    """
+    mean = x.flatten(2).mean(2)  # (n, c)
+    if x.shape[1] == 3:
+        mean = mean @ torch.tensor(GREY, device=x.device)[:, None]
+    towards = (1 - factor) * mean[:, 0] * contrast
+    return x.mul_(factor[:, None, None, None]).add_(towards[:, None, None, None]).clamp_(0, 1)
 
 
 def adjust_brightness(x: Float[Tensor, "n c h w"], factor: Float[Tensor, " n"]) -> Float[Tensor, "n c h w"]:

@@ -48,7 +48,7 @@ class Recipe:
         """
         if self.loss == "spectral":
             g1, g2 = (losses.clip_to_ball(z, self.mu**0.5) / self.mu**0.5 for z in (z1, z2))
-            # one process may take the cheaper of the two forms
+            # one process may take the cheaper form (`benchmarks/RECORDS.md`, spectral_loss)
             add = distributed.sum_over_workers if distributed.workers() > 1 else None
             return losses.spectral_contrastive(g1, g2, self.mu, sum_over_workers=add)
         if self.loss == "info_nce":

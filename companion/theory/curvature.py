@@ -92,7 +92,7 @@ def hessian(loss: Loss, params: Params, *, chunk: int | None = None) -> Float[Te
     """
     params, count = checked(params, "hessian"), sum(p.numel() for p in params.values())
     like = next(iter(params.values()))
-    product = _products(loss, params, "hessian")
+    product, _ = _products(loss, params, "hessian")
     eye = torch.eye(count, dtype=torch.float64, device=like.device)
     rows = torch.cat([product(some) for some in eye.split(in_chunks(chunk, count, "hessian"))])
     return ((rows + rows.T) / 2).to(torch.cat([p.new_zeros(1) for p in params.values()]).dtype)
@@ -152,25 +152,22 @@ def hessian_trace(
         raise ValueError(f'{name}: "{method}" needs {least} samples at least, for a standard error; got {samples}')
     params = checked(params, name)
     chunk = in_chunks(chunk, samples, name)
-    count, product = sum(p.numel() for p in params.values()), _products(loss, params, name)
+    count, product, form = sum(p.numel() for p in params.values()), *_products(loss, params, name)
     device = next(iter(params.values())).device
 
     def draw(n: int) -> Iterator[Tensor]:
         for start in range(0, n, chunk):
-            rows = [_probe(count, probes, generator) for _ in range(start, min(n, start + chunk))]
-            yield torch.stack(rows).to(device)
+            yield _probes(min(n - start, chunk), count, probes, generator).to(device)
 
     exact, basis, rest = 0.0, None, samples
     if method == "hutch++":
         size = min(samples // 3, count)
         basis = torch.linalg.qr(torch.cat([product(some) for some in draw(size)]).T).Q
-        exact = sum(float((some * product(some)).sum()) for some in basis.T.split(chunk))
+        exact = sum(float(form(some).sum()) for some in basis.T.split(chunk))
         rest = samples - 2 * (samples // 3)
     terms = []
     for Z in draw(rest):
-        if basis is not None:
-            Z = Z - (Z @ basis) @ basis.T
-        terms.append((Z * product(Z)).sum(1))
+        terms.append(form(Z if basis is None else Z.double() - (Z.double() @ basis) @ basis.T))
     return estimate(torch.cat(terms), name, exact)
 
 
@@ -202,27 +199,42 @@ def _scalar(loss: Loss, name: str) -> Loss:
     return scalar
 
 
-def _products(loss: Loss, params: Params, name: str) -> Callable[[Tensor], Tensor]:
-    """Return the map from rows z, shape (k, P), to rows Hz, float64, all k differentiated at once."""
+def _products(loss: Loss, params: Params, name: str) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Return the maps from rows z, shape (k, P), to rows Hz and to forms z'Hz, float64, all rows at once."""
     gradient = grad(_scalar(loss, name))
     sizes = [p.numel() for p in params.values()]
 
-    def product(z: Tensor) -> Tensor:
+    def pair(z: Tensor) -> tuple[Params, Params]:
         parts = zip(params.items(), z.split(sizes), strict=True)
         v = {key: part.reshape(p.shape).to(p.dtype) for (key, p), part in parts}
-        Hv = jvp(gradient, (params,), (v,))[1]
+        return v, jvp(gradient, (params,), (v,))[1]
+
+    def product(z: Tensor) -> Tensor:
+        Hv = pair(z)[1]
         return torch.cat([Hv[key].double().flatten() for key in params])
 
-    def products(Z: Tensor) -> Tensor:
-        with twice_differentiable():
-            return vmap(product)(Z)
+    def form(z: Tensor) -> Tensor:
+        v, Hv = pair(z)  # neither is copied to one long vector of float64
+        return torch.stack([(v[key] * Hv[key]).sum(dtype=torch.float64) for key in params]).sum()
 
-    return products
+    def together(one: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def rows(Z: Tensor) -> Tensor:
+            with twice_differentiable():
+                return vmap(one)(Z)
+
+        return rows
+
+    return together(product), together(form)
 
 
-def _probe(count: int, kind: str, generator: torch.Generator | None) -> Tensor:
-    """Draw one probe, so that the stream does not depend on how many are treated at once."""
+def _probes(n: int, count: int, kind: str, generator: torch.Generator | None) -> Tensor:
+    """Draw n probes, shape (n, count), so that the stream does not depend on how many are drawn at once."""
     device = "cpu" if generator is None else generator.device
-    if kind == "gaussian":
-        return torch.randn(count, generator=generator, dtype=torch.float64, device=device)
-    return torch.randint(2, (count,), generator=generator, device=device).double() * 2 - 1
+    if kind == "gaussian":  # a call of its own for each: torch fills long tensors block by block
+        rows = [torch.randn(count, generator=generator, dtype=torch.float64, device=device) for _ in range(n)]
+    else:
+        shape = (n, count) if torch.device(device).type == "cpu" else (1, count)  # a CPU draws signs one by one
+        calls = n // shape[0]
+        rows = [torch.randint(2, shape, generator=generator, dtype=torch.float32, device=device) for _ in range(calls)]
+        return torch.cat(rows).mul_(2).sub_(1)  # in the order, and of the values, of one row after the other
+    return torch.stack(rows)

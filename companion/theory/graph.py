@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_array
-from scipy.sparse.linalg import aslinearoperator
 from torch import Tensor
 
 from companion.theory import weights
@@ -212,9 +211,9 @@ class PositivePairGraph:
     def _solve(self, k: int, tolerance: float, method: Method) -> Eigenpairs:
         if isinstance(self._adjacency, Tensor):
             return dense_eigenpairs(weights.scaled(self.degree.rsqrt(), self._adjacency, self.degree.rsqrt()), k)
-        B = None if self.factor is None else aslinearoperator(self.factor)
-        operator: Any = self.normalized if B is None else B.T @ B
-        return sparse_eigenpairs(operator, lambda: csr_array(self.normalized), self.degree.sqrt(), k, tolerance, method)
+        B = self.factor
+        factors = (csr_array(self.normalized),) if B is None else (csr_array(B.T), B)
+        return sparse_eigenpairs(factors, lambda: csr_array(self.normalized), self.degree.sqrt(), k, tolerance, method)
 
     def cross_edge_weight(self, labels: Int[Tensor, " N"]) -> float:
         r"""Weigh the edges between different labels, $\phi = \Pr[\hat y(x) \ne \hat y(x^+)]$.

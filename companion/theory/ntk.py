@@ -1,4 +1,4 @@
-r"""The empirical neural tangent kernel of a finite network: one quantity, computed in three ways.
+r"""The empirical neural tangent kernel of a finite network: one quantity, computed in four ways.
 
 The kernel of `thm-kernel-flow` may be any; that of a wide network is its neural tangent kernel,
 
@@ -10,7 +10,7 @@ width it is $\Theta(x,x')\,I_k$, so that the average loses nothing.
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -19,9 +19,10 @@ from torch.func import functional_call, grad, jacrev, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from companion.theory.ntk_dense import from_layers, rounding
+from companion.theory import ntk_dense, ntk_layers
+from companion.theory.ntk_dense import gram, rounding
 
-Method = Literal["jacobian", "dense", "blocks"]
+Method = Literal["jacobian", "dense", "layers", "blocks"]
 
 
 def empirical(
@@ -35,7 +36,7 @@ def empirical(
 ) -> Float[Tensor, "N N"]:
     r"""Return the kernel matrix $\Theta(x_i,x_j)$ of a network at its present weights.
 
-    The three methods agree to rounding; they differ in what they ask and cost. With $P$ parameters:
+    The four methods agree to rounding; they differ in what they ask and cost. With $P$ parameters:
 
     * "jacobian", for any network: all $NkP$ derivatives at once, in memory.
     * "dense", for networks whose trainable parameters all belong to linear layers, each used once, on one vector
@@ -44,32 +45,36 @@ def empirical(
       $$\Theta(x,x') = \frac1k\sum_{o,\,\text{layers}}\bigl(a^\top a' + 1_{\text{bias}}\bigr)\,
       \bigl(\nabla_pf_o\bigr)^\top\bigl(\nabla_{p}f_o\bigr)' ,$$
 
-      so that no derivative by a weight is formed: $k$ backward passes, and Gram matrices of activations.
+      so that no derivative by a weight is formed: $k$ backward passes, and Gram matrices of activations
+      (`benchmarks/RECORDS.md`, ntk: MLP).
+    * "layers", for networks whose trainable parameters all belong to linear layers, convolutions and normalisations,
+      each used once: the same for linear layers; a convolution's derivatives are formed from its patches, in blocks of
+      at most `held`, where that is cheaper (`companion.theory.ntk_layers`; `benchmarks/RECORDS.md`, ntk: CNN).
     * "blocks", for what is too large for "jacobian": $\Theta = \frac1k\sum_o\sum_b J_{o,b}J_{o,b}^\top$ over blocks $b$
       of parameters, one $J_{o,b}$ at a time. In memory are at most `held` derivatives (one parameter's for all
       points if that is more; a tensor is split where it must be), for `chunk` points the gradients of the whole
       tensors that a block touches and their activations, and 256 MiB. Each block takes $k$ backward passes of its
-      own: the larger `held`, the faster.
+      own: the larger `held`, the fewer passes.
 
     Args:
         model: network from (n, ...) to (n, k) that treats each point by itself. Parameters without ``requires_grad``
             are constants of it.
         x: points, shape (N, ...), in the parameters' dtype, in which derivatives are taken.
-        method: "jacobian", "dense" or "blocks".
+        method: "jacobian", "dense", "layers" or "blocks".
         outputs: coordinates to average over, instead of all.
-        chunk: points that "jacobian" and "blocks" pass at once; changes memory and time only.
-        held: derivatives that "blocks" may hold at once, $2^{27}$ are half a gigabyte in float32.
+        chunk: points that all but "dense" pass at once; changes memory and time only.
+        held: derivatives that "layers" and "blocks" may hold at once, $2^{27}$ are half a gigabyte in float32.
 
     Returns:
         $\Theta$, shape (N, N), symmetric, positive semidefinite, float64: sums are taken in float64.
 
     Raises:
         ValueError: if a point's output depends on the other points or on chance (batch norm or dropout in training
-            mode), no parameter requires a gradient, the model is none for "dense", an argument is out of its range,
-            or points or kernel are not finite.
+            mode), no parameter requires a gradient, the model is none for "dense" or "layers", an argument is out
+            of its range, or points or kernel are not finite.
 
     References:
-        Jacot et al. (2018) for the kernel; the mean over outputs and the three ways are the companion's own choice.
+        Jacot et al. (2018) for the kernel; the mean over outputs and the choice of ways are the companion's own choice.
 
     Examples:
         >>> x = torch.tensor([[1.0, 0.0], [1.0, 2.0]])
@@ -128,8 +133,8 @@ def _kernel(
     held: int,
 ) -> Tensor:
     """Check, compute and check; without new points the kernel of `x` with itself."""
-    if method not in ("jacobian", "dense", "blocks"):
-        raise ValueError(f'ntk: method "{method}" is none of "jacobian", "dense", "blocks"')
+    if method not in get_args(Method):
+        raise ValueError(f'ntk: method "{method}" is none of {", ".join(map(repr, get_args(Method)))}')
     if chunk < 1 or held < 1:
         raise ValueError(f"ntk: chunk and held must be at least 1, got {chunk} and {held}")
     x = x.detach()
@@ -150,7 +155,9 @@ def _kernel(
     if method == "jacobian":
         K = _from_jacobian(model, parameters, x, x_new, chosen, chunk)
     elif method == "dense":
-        K = from_layers(model, x, x_new, chosen)
+        K = ntk_dense.from_layers(model, x, x_new, chosen)
+    elif method == "layers":
+        K = ntk_layers.from_layers(model, x, x_new, chosen, chunk, held)
     else:
         K = _from_blocks(model, parameters, x, x_new, chosen, chunk, held)
     if not K.isfinite().all():
@@ -191,7 +198,7 @@ def _from_jacobian(
             yield torch.cat([block.flatten(2) for block in J.values()], dim=2).flatten(1)  # (chunk, k P)
 
     left = list(rows(x))
-    return _gram(left, left if x_new is None else list(rows(x_new)))
+    return gram(left, left if x_new is None else list(rows(x_new)))
 
 
 def _from_blocks(
@@ -210,7 +217,7 @@ def _from_blocks(
         for output in outputs:
             J = _block_jacobian(model, parameters, block, points, output, chunk)
             left = [J[: len(x)]]
-            K += _gram(left, left if x_new is None else [J[len(x) :]])
+            K += gram(left, left if x_new is None else [J[len(x) :]])
             del J, left  # before the next block is made
     return K
 
@@ -251,15 +258,3 @@ def _block_jacobian(
         for (name, piece), (start, end) in zip(block.items(), pairwise(edges), strict=True):
             J[low : low + chunk, start:end] = gradients[name].flatten(1)[:, piece]
     return J
-
-
-def _gram(left: list[Tensor], right: list[Tensor]) -> Float[Tensor, "N q"]:
-    """Inner products of the rows of two matrices cut into row blocks, in float64, a slice of columns at a time."""
-    n = sum(len(rows) for rows in left)
-    step = max(1, 2**24 // max(n, sum(len(rows) for rows in right)))  # 128 MiB
-    K = 0.0
-    for low in range(0, left[0].shape[1], step):
-        A = torch.cat([rows[:, low : low + step] for rows in left]).double()
-        B = A if right is left else torch.cat([rows[:, low : low + step] for rows in right]).double()
-        K = K + A @ B.T
-    return torch.as_tensor(K)

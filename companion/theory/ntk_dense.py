@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+STRIP = 64  # fewest rows that are multiplied at once: products of thin matrices are slow
+
 
 def rounding(values: Tensor) -> float:
     """What rounding may do to values of this size; far less than a wrong formula does.
@@ -17,6 +19,35 @@ def rounding(values: Tensor) -> float:
     True
     """
     return float(values.abs().max()) * torch.finfo(values.dtype).eps ** 0.5
+
+
+def gram(left: list[Tensor], right: list[Tensor]) -> Float[Tensor, "N q"]:
+    """Inner products of the rows of two matrices cut into row blocks, in float64, a slice of columns at a time.
+
+    Args:
+        left: row blocks of a matrix, (n, p) each.
+        right: row blocks of another, (m, p) each; the same list: little more than half of the products are taken.
+
+    Returns:
+        The products, shape (N, q) for N and q rows in all.
+
+    Examples:
+        >>> rows = [torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 1.0]])]
+        >>> gram(rows, rows).tolist()
+        [[5.0, 2.0], [2.0, 1.0]]
+    """
+    N, q = (sum(len(rows) for rows in side) for side in (left, right))
+    step = max(1, 2**24 // max(N, q))  # 128 MiB
+    strip = max(STRIP, -(-N // 8)) if right is left else N
+    K = torch.zeros(N, q, dtype=torch.float64, device=left[0].device)
+    for low in range(0, left[0].shape[1], step):
+        A = torch.cat([rows[:, low : low + step] for rows in left]).double()
+        B = A if right is left else torch.cat([rows[:, low : low + step] for rows in right]).double()
+        for top in range(0, N, strip):
+            own = slice(top, top + strip)
+            known = top if right is left else 0
+            K[own, known:] += A[own] @ B[known:].T
+    return K.triu() + K.triu(1).T if right is left else K
 
 
 @torch.enable_grad()

@@ -6,8 +6,12 @@ from torch import Tensor
 
 Scalar = float | Float[Tensor, "..."]
 
+TOGETHER = 2**20  # entries of F at all times that are treated together, 8 MB
 
-def flow(normalized: Float[Tensor, "N N"], F0: Float[Tensor, "N k"], t: float, steps: int = 1) -> Float[Tensor, "N k"]:
+
+def flow(
+    normalized: Float[Tensor, "N N"], F0: Float[Tensor, "N k"], t: Scalar, steps: int = 1
+) -> Float[Tensor, "*t N k"]:
     r"""Solve gradient flow on the loss, $\dot F = 4(\bar A - FF^\top)F$, $F(0) = F_0$, from any start.
 
     $X = FF^\top$ obeys the Riccati equation $\dot X = 4(\bar AX + X\bar A - 2X^2)$, solved by
@@ -23,12 +27,13 @@ def flow(normalized: Float[Tensor, "N N"], F0: Float[Tensor, "N k"], t: float, s
     Args:
         normalized: $\bar A$, shape (N, N), float64, symmetric; eigenvalues of any sign.
         F0: start, shape (N, k), float64, of any rank. Components below rounding count as zero.
-        t: time, finite, $\ge 0$; large values do not overflow.
+        t: time, or a tensor of times, finite, $\ge 0$; large values do not overflow. Times given together share the
+            eigenvectors of $\bar A$ (`benchmarks/RECORDS.md`, trajectories).
         steps: equal steps that $t$ is cut into. $X$ does not depend on it; the rotation of $F$ is off by
             $O(1/\text{steps}^2)$.
 
     Returns:
-        $F(t)$, shape (N, k), float64.
+        $F(t)$, shape (N, k), or of the times and (N, k), float64.
 
     Raises:
         ValueError: if shapes do not fit, $\bar A$ is not symmetric, or $t$ is negative or infinite.
@@ -46,53 +51,70 @@ def flow(normalized: Float[Tensor, "N N"], F0: Float[Tensor, "N k"], t: float, s
         raise ValueError(f"flow: {tuple(normalized.shape)} and {tuple(F0.shape)} do not fit; need (N, N) and (N, k)")
     if not torch.allclose(normalized, normalized.T, rtol=0, atol=1e-10):
         raise ValueError("flow: normalized is not symmetric; pass D^-1/2 A D^-1/2, not D^-1 A")
-    if not 0 <= t < float("inf") or steps < 1:
+    times = torch.as_tensor(t, dtype=torch.float64)
+    if not ((times >= 0) & times.isfinite()).all() or steps < 1:
         raise ValueError(f"flow: time must be finite and >= 0 and steps >= 1, got t={t}, steps={steps}")
-    if t == 0:
-        return F0.clone()
     gamma, V = torch.linalg.eigh(normalized)
-    W = V.T @ F0
-    noise = 8 * torch.finfo(W.dtype).eps * torch.linalg.vector_norm(F0, dim=0)
-    W = W.where(W.abs() > noise, 0.0)  # rounding of a start without some mode must not grow into that mode
-    for _ in range(steps):
-        W = _riccati_step(gamma, W, t / steps)
-    return V @ W
+    W0 = V.T @ F0
+    noise = 8 * torch.finfo(W0.dtype).eps * torch.linalg.vector_norm(F0, dim=0)
+    W0 = W0.where(W0.abs() > noise, 0.0)  # rounding of a start without some mode must not grow into that mode
+    path = []
+    for some in times.flatten().split(max(1, TOGETHER // max(1, F0.numel()))):
+        W = W0.expand(len(some), *W0.shape)
+        for _ in range(steps):
+            W = _riccati_step(gamma, W, some / steps)
+        path.append(torch.where((some == 0)[:, None, None], F0, V @ W))
+    return torch.cat(path).reshape(*times.shape, *F0.shape) if path else F0.new_zeros(*times.shape, *F0.shape)
 
 
-def _riccati_step(gamma: Tensor, W: Tensor, t: float) -> Tensor:
-    r"""Take one step in eigencoordinates, $W = V^\top F$, without overflow at any $t$.
+def _riccati_step(gamma: Tensor, W: Tensor, t: Tensor) -> Tensor:
+    r"""Take one step in eigencoordinates, $W = V^\top F$, without overflow at any $t$; times on the first axis.
 
     $X$ is blind to $G = e^{4t\Gamma}W \mapsto GT$, $M \mapsto T^\top MT$. Column operations $T$ bring $G$ to echelon
     form with its pivots, the fastest growing modes, scaled to one, so that no entry is large: $e^{4t\gamma_i}$
     turns into $e^{4t(\gamma_i-\gamma_j)}$, $j$ the pivot.
     """
-    k = W.shape[1]
-    echelon, T, pace = W.clone(), torch.eye(k, dtype=W.dtype), torch.zeros(k, dtype=W.dtype)
-    for j in range(k):
-        size = echelon[:, j:].abs().log() + 4 * t * gamma[:, None]
-        row, column = divmod(int(size.argmax()), k - j)
-        if size[row, column] == -torch.inf:
-            break  # the start has rank j
-        swap = [*range(j), j + column, *(c for c in range(j, k) if c != j + column)]
-        echelon, T = echelon[:, swap], T[:, swap]
-        factors = echelon[row].clone()
-        for matrix in (echelon, T):
-            matrix[:, j] /= factors[j]
-            others = [c for c in range(k) if c != j]
-            matrix[:, others] -= matrix[:, [j]] * factors[others]
-        echelon[row] = torch.eye(k, dtype=W.dtype)[j]
-        pace[j] = gamma[row].clamp(min=0)
+    echelon, T, pace = _echelon(gamma, W, t)
+    t = t[:, None]
+    size, sign = echelon.abs().log(), echelon.sign()
 
     def scaled(speed: Tensor) -> Tensor:  # in logarithms: a tiny entry may meet a huge power
-        return echelon.sign() * (echelon.abs().log() + 4 * t * (speed[:, None] - pace)).exp()
+        return sign * (size + 4 * t[..., None] * (speed[:, None] - pace[:, None])).exp()
 
     # 8 * integral of e^{8 s gamma} = e^{8 t max(gamma, 0)} psi^2 with psi^2 = (1 - e^{-8t|gamma|}) / |gamma|
     psi = torch.where(gamma == 0, 8 * t, -torch.expm1(-8 * t * gamma.abs()) / gamma.abs()).sqrt()
-    stacked = torch.cat([T * (-4 * t * pace).exp(), psi[:, None] * scaled(gamma.clamp(min=0))])
+    stacked = torch.cat([T * (-4 * t * pace).exp()[:, None], psi[..., None] * scaled(gamma.clamp(min=0))], dim=1)
     R = torch.linalg.qr(stacked, mode="r").R  # M = R^T R without squaring the condition number
     F = torch.linalg.solve_triangular(R, scaled(gamma), upper=True, left=False)
-    P, _, Qt = torch.linalg.svd(F.T @ W)
-    return F @ P @ Qt
+    P, _, Qt = torch.linalg.svd(F.mT @ W)
+    return F @ (P @ Qt)
+
+
+def _echelon(gamma: Tensor, W: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the echelon form at each time, the column operations, and how fast the pivots grow, zero at least."""
+    count, _, k = W.shape
+    every = torch.arange(count)
+    echelon, T = W.clone(memory_format=torch.contiguous_format), torch.eye(k, dtype=W.dtype).repeat(count, 1, 1)
+    pace, growth = torch.zeros(count, k, dtype=W.dtype), 4 * t[:, None] * gamma
+    for j in range(k):
+        largest, column = echelon[..., j:].abs().max(-1)
+        size, row = (largest.log() + growth).max(-1)
+        alive = size > -torch.inf  # elsewhere the start has rank j
+        if not alive.any():
+            break
+        column = j + column[every, row]
+        for matrix in (echelon, T):
+            taken, left = matrix[every, :, column], matrix[..., j].clone()
+            matrix[every, :, column], matrix[..., j] = left, taken
+        factors = echelon[every, row].where(alive[:, None], 0.0)
+        pivot = factors[:, j].where(alive, 1.0)
+        factors[:, j] = 0.0
+        for matrix in (echelon, T):
+            matrix[..., j] /= pivot[:, None]
+            matrix -= matrix[..., j, None] * factors[:, None]
+        echelon[every[alive], row[alive]] = torch.eye(k, dtype=W.dtype)[j]
+        pace[:, j] = gamma[row].clamp(min=0).where(alive, 0.0)
+    return echelon, T, pace
 
 
 def mode_curve(gamma: Scalar, s0: Scalar, t: Scalar) -> Float[Tensor, "..."]:

@@ -237,7 +237,7 @@ class _Law:
     fixed_predictor: bool = False
 
     def velocity(self, t: float, parts: Sequence[Any], Gamma: Any, Sigma: Any) -> list[Any]:
-        """Evaluate the equations on arrays of torch or of NumPy, which is quicker on small ones."""
+        """Evaluate the equations on arrays of torch or of NumPy."""
         W, Wp, *own = parts
         tau = float(self.tau(t)) if callable(self.tau) else self.tau
         drive = (own[0] if own else tau * W) @ Gamma - Wp @ W @ Sigma

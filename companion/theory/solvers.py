@@ -1,13 +1,11 @@
 r"""Leading eigenpairs of a normalised adjacency: dense, sparse or matrix-free.
 
-The largest eigenvalues of $\bar A$ sit at the edge of the spectrum, where Lanczos iteration converges
-without any factorisation. It stalls when many of them crowd near one (long rings, weakly linked clusters);
-there LOBPCG on $L = I - \bar A$ with an algebraic-multigrid preconditioner takes over.
+The largest eigenvalues of $\bar A$ sit at the edge of the spectrum, where blocks of vectors converge without any
+factorisation. A Chebyshev filter drives them while the gaps are wide. Where many eigenvalues crowd near one (long
+rings, nearest-neighbour graphs) an algebraic-multigrid preconditioner for $L = I - \bar A$ takes over.
 """
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import count
 from typing import Any, Literal, NamedTuple, cast
 
@@ -15,18 +13,21 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.linalg import eigh
-from scipy.sparse import csr_array, eye_array
-from scipy.sparse.linalg import ArpackError, LinearOperator, aslinearoperator, eigsh, lobpcg
+from scipy.sparse import csr_array
+from scipy.sparse.linalg import ArpackError, LinearOperator, aslinearoperator, eigsh
 from torch import Tensor
+
+from companion.theory.block_solver import block_eigenpairs
+from companion.theory.multigrid import Multigrid, nearby_order, threaded
 
 Method = Literal["auto", "dense", "arpack", "lobpcg"]
 Operator = csr_array | LinearOperator
-SMALL = 500  # vertices up to which a dense solve is quicker than an iteration
+SMALL = 500  # vertices up to which the solve is dense
 MEDIUM = 4000  # vertices up to which a dense solve is the last resort
-RESTARTS = 60  # of Lanczos, before the multigrid solver is tried
-SWEEPS = 60  # of LOBPCG
+RESTARTS = 60  # of Lanczos, before it gives up
 ROUGH = 1e-4  # residual of the look for missed eigenvalues
-SHIFT = 1e-6  # L + SHIFT is positive definite, as multigrid needs
+WIDE = 200  # pairs from which Lanczos iteration is tried before blocks: theirs are dense problems of four times as many
+BELOW_ZERO = -0.1  # under the spectrum of a product of a matrix and its transpose
 
 
 class Eigenpairs(NamedTuple):
@@ -60,24 +61,24 @@ def dense_eigenpairs(normalized: Float[Tensor, "N N"], k: int) -> Eigenpairs:
 
 
 def sparse_eigenpairs(
-    operator: Operator,
+    factors: tuple[csr_array, ...],
     matrix: Callable[[], csr_array],
     first: Float[Tensor, " N"],
     k: int,
     tolerance: float,
     method: Method = "auto",
 ) -> Eigenpairs:
-    r"""Solve by Lanczos iteration, by LOBPCG where Lanczos stalls, densely where the problem is small.
+    r"""Solve by blocks of vectors (filtered, then with multigrid), by Lanczos iteration, or densely where N is small.
 
-    The start vector is fixed, so two calls give the same bits.
+    The start is fixed, so two calls give the same bits on the same number of threads.
 
     Args:
-        operator: $\bar A$, sparse or matrix-free, $N \times N$.
+        factors: $\bar A$ alone, or $B^\top$ and $B$ with $\bar A = B^\top B$.
         matrix: gives $\bar A$ as a sparse matrix; called only by the solvers that need its entries.
         first: the eigenvector of $\gamma_1 = 1$, $\sqrt{p}$, shape (N,).
         k: number of pairs, $1 \le k \le N$.
         tolerance: largest residual that is accepted.
-        method: "auto" tries these in turn, dense first where N is small or k large; the other names force one solver.
+        method: "auto" picks by N, k and the gaps; the other names force one solver ("lobpcg": multigrid at once).
 
     Returns:
         The `Eigenpairs`.
@@ -88,18 +89,19 @@ def sparse_eigenpairs(
     n = len(first)
     order: tuple[Method, ...] = (method,)
     if method == "auto":
-        order = ("dense",) if n <= SMALL or 4 * k >= n else ("arpack", "lobpcg") + ("dense",) * (n <= MEDIUM)
+        blocks: tuple[Method, ...] = ("auto", "arpack") if k <= WIDE else ("arpack", "lobpcg")
+        order = ("dense",) if n <= SMALL or 4 * k >= n else blocks + ("dense",) * (n <= MEDIUM)
     best = float("inf")
     for name in order:
         if name == "dense":
             return dense_eigenpairs(torch.from_numpy(matrix().toarray()), k)
         if name == "arpack":
-            found = _lanczos(operator, k, tolerance)
+            found = _lanczos(_operator(factors), k, tolerance)
         else:
-            found = _multigrid(matrix(), first.numpy(), k, tolerance)
+            found = _blocks(factors, matrix, first, k, tolerance, at_once=name == "lobpcg")
         if found is not None:
             values, vectors = (torch.from_numpy(np.ascontiguousarray(x)) for x in found)
-            pairs = _finish(values, vectors, torch.from_numpy(operator @ vectors.numpy()))
+            pairs = _finish(values, vectors, torch.from_numpy(_operator(factors) @ vectors.numpy()))
             best = min(best, float(pairs.residuals.max()))
             if best <= tolerance:
                 return pairs
@@ -107,6 +109,55 @@ def sparse_eigenpairs(
         f"eigenpairs: best residual {best:.1e} for k={k}, N={n} is above tolerance={tolerance:.1e}; "
         "choose k at a wider gap, raise tolerance, or use method='dense'"
     )
+
+
+def _operator(factors: tuple[csr_array, ...]) -> Any:
+    return factors[0] if len(factors) == 1 else aslinearoperator(factors[0]) @ aslinearoperator(factors[1])
+
+
+def _blocks(
+    factors: tuple[csr_array, ...],
+    matrix: Callable[[], csr_array],
+    first: Tensor,
+    k: int,
+    tolerance: float,
+    at_once: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Run the block solver on vertices in an order that keeps neighbours near in memory, where there is one."""
+    n = len(first)
+    order = nearby_order(factors[0]) if len(factors) == 1 else None
+    sequence = np.arange(n) if order is None else order
+
+    def ordered(A: csr_array) -> csr_array:
+        return A if order is None else csr_array(A[order][:, order])
+
+    if order is not None:
+        factors = (ordered(factors[0]),)
+    values, found = block_eigenpairs(
+        _product(factors, torch.float64),
+        _product(factors, torch.float32),
+        first[torch.from_numpy(sequence)],
+        k,
+        tolerance,
+        -1.0 if len(factors) == 1 else BELOW_ZERO,
+        lambda: Multigrid(factors[0] if len(factors) == 1 else matrix(), first[torch.from_numpy(sequence)]),
+        at_once=at_once,
+    )
+    vectors = np.empty((n, k))
+    vectors[sequence] = found.numpy()
+    return values.numpy(), vectors
+
+
+def _product(factors: tuple[csr_array, ...], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """Multiply blocks by the product of the factors, with all threads."""
+    copies = [threaded(factor, dtype) for factor in reversed(factors)]
+
+    def apply(X: Tensor) -> Tensor:
+        for copy in copies:
+            X = copy @ X
+        return X
+
+    return apply
 
 
 def _lanczos(operator: Operator, k: int, tolerance: float) -> tuple[np.ndarray, np.ndarray] | None:
@@ -142,34 +193,6 @@ def _deflated(operator: Operator, values: np.ndarray, vectors: np.ndarray) -> Li
     """Move known eigenvalues to -1, out of the way."""
     known = aslinearoperator(vectors)
     return aslinearoperator(operator) - known @ aslinearoperator((values + 1)[:, None] * vectors.T)
-
-
-def _multigrid(normalized: csr_array, first: np.ndarray, k: int, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
-    r"""Run LOBPCG on $L$, preconditioned by smoothed aggregation on $L$ + a small shift."""
-    from pyamg import smoothed_aggregation_solver  # 0.3 s to import, seldom needed
-
-    n = len(first)
-    laplacian = csr_array(eye_array(n) - normalized)
-    guard = max(0, min(max(4, k // 4), n // 5 - k))  # convergence is set by the gap behind the last column
-    start = np.random.default_rng(0).standard_normal((n, k + guard))
-    start[:, 0] = first
-    with _fixed_numpy_seed(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # lobpcg's report of residuals; ours decide
-        cycle = smoothed_aggregation_solver(laplacian + SHIFT * eye_array(n), B=first[:, None]).aspreconditioner()
-        found: Any = lobpcg(laplacian, start, M=cycle, tol=tolerance / 10, maxiter=SWEEPS, largest=False)
-    order = np.argsort(found[0])[:k]
-    return 1 - found[0][order], found[1][:, order]
-
-
-@contextmanager
-def _fixed_numpy_seed() -> Iterator[None]:
-    """Multigrid set-up draws from numpy's global generator: fix it, then put it back."""
-    state = np.random.get_state()  # noqa: NPY002 - pyamg knows no other generator
-    np.random.seed(0)  # noqa: NPY002
-    try:
-        yield
-    finally:
-        np.random.set_state(state)  # noqa: NPY002
 
 
 def _finish(values: Tensor, vectors: Tensor, image: Tensor) -> Eigenpairs:

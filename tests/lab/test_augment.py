@@ -1,6 +1,7 @@
 """Witnesses: torchvision image by image (values at fixed parameters, distributions at random ones), and identities."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -105,6 +106,54 @@ class TestAgainstTorchvisionAtFixedParameters:
             else:
                 pytest.fail("a view is no torchvision result in any order")
         assert len(seen) == 2
+
+
+class TestImageByImage:
+    """The whole chain again, one image at a time by torchvision's functions, on the same draws in the same order."""
+
+    def replay(self, law, images, draws):
+        n, channels = images.shape[:2]
+        uniform = lambda *shape: torch.rand(n, *shape, generator=draws)  # noqa: E731
+        mirrored = uniform() < law.flip
+        crops = augment.random_crops(images, law.area, law.aspect, draws)
+        names = ["brightness", "contrast", "saturation", "hue"][: 2 if channels == 1 else 4]
+        chosen = uniform() < law.jitter
+        amounts = {name: getattr(law, name) * (2 * uniform() - 1) + (name != "hue") for name in names}
+        order = uniform(len(names)).argsort(1)
+        grey = uniform() < law.grey if channels == 3 else torch.zeros(n, dtype=torch.bool)
+        noise = law.noise * torch.randn(images.shape, generator=draws)
+        views = []
+        for i, x in enumerate(images / 255):
+            x = functional.resized_crop(x, *(int(place[i]) for place in crops), list(x.shape[1:]))
+            x = x.flip(2) if mirrored[i] else x
+            for number in order[i].tolist() if chosen[i] else ():
+                x = getattr(functional, f"adjust_{names[number]}")(x, float(amounts[names[number]][i]))
+            x = functional.rgb_to_grayscale(x, 3) if grey[i] else x
+            views.append(functional.normalize(x + noise[i], list(law.mean), list(law.std)))
+        return torch.stack(views)
+
+    @pytest.mark.parametrize(
+        ("law", "shape"),
+        [(augment.fashion(), (1, 28, 28)), (replace(augment.cifar(32), noise=0.02), (3, 20, 24))],
+        ids=["grey", "colour"],
+    )
+    def test_all_parts_in_their_order(self, law, shape):
+        images = torch.randint(0, 256, (64, *shape), dtype=torch.uint8, generator=generator(1))
+        streams = generator(4), generator(4)
+        ours, theirs = law(images, streams[0]), self.replay(law, images, streams[1])
+        assert torch.allclose(ours, theirs, atol=2e-5)
+        assert torch.equal(streams[0].get_state(), streams[1].get_state())
+        assert not torch.allclose(ours, self.replay(law, images, generator(5)), atol=0.1)  # control: other draws
+
+    @pytest.mark.parametrize("law", [augment.fashion(), augment.Augmentation(brightness=0.5, noise=0.1)])
+    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+    def test_the_images_are_left_as_they_are(self, law, layout, grey):
+        images = grey.expand(-1, 3, -1, -1).contiguous(memory_format=layout)
+        before = images.clone()
+        views = law(images, generator())
+        assert torch.equal(images, before)
+        assert torch.equal(views, law(before.contiguous(), generator()))
+        assert torch.equal(law.clean(images) * 1.0, law.clean(before))
 
 
 class TestAgainstTorchvisionInDistribution:

@@ -228,6 +228,25 @@ def test_the_estimate_does_not_depend_on_chunks_and_does_on_the_seed(attention):
         assert one.value != pytest.approx(other.value, rel=1e-6)
 
 
+@pytest.mark.parametrize("probes", ["rademacher", "gaussian"])
+def test_probes_are_drawn_one_after_the_other_whatever_the_chunk(probes):
+    A = gaussian(9, 9)
+    loss, params = quadratic(A + A.T)
+    one_by_one, terms = source(6), []
+    for _ in range(7):
+        if probes == "rademacher":
+            z = torch.randint(2, (9,), generator=one_by_one).double() * 2 - 1
+        else:
+            z = torch.randn(9, generator=one_by_one, dtype=torch.float64)
+        terms.append(float(z @ (A + A.T) @ z))
+    for chunk in (1, 3, None):
+        found = hessian_trace(loss, params, samples=7, probes=probes, chunk=chunk, generator=source(6))
+        assert found.value == pytest.approx(sum(terms) / 7, rel=1e-12)
+        assert found.stderr == pytest.approx(
+            float(torch.tensor(terms, dtype=torch.float64).std()) / math.sqrt(7), rel=1e-12
+        )
+
+
 def test_single_precision_is_summed_in_double():
     loss, params = quadratic(torch.eye(1000).double() / 3)
     low = {name: p.float() for name, p in params.items()}

@@ -14,7 +14,7 @@ from companion.lab.encoders import Encoder, mlp, small_cnn
 from companion.theory import ntk
 from companion.theory.ntk import empirical, empirical_at
 
-METHODS = ("jacobian", "dense", "blocks")
+METHODS = ("jacobian", "dense", "layers", "blocks")
 
 
 def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -74,7 +74,7 @@ def test_perceptron_is_the_double_loop(method):
     assert not torch.allclose(empirical(model, x, method, outputs=[1]), naive(model, x, x), rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("method", ["jacobian", "blocks"])
+@pytest.mark.parametrize("method", ["jacobian", "layers", "blocks"])
 def test_network_with_batch_norm_at_rest_is_the_double_loop(method):
     model, x = convolutional()
     expected = naive(model, x, x)
@@ -279,7 +279,7 @@ def infinite() -> nn.Module:
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        (nn.Linear(3, 2), {"method": "fast"}, '"fast" is none of "jacobian"'),
+        (nn.Linear(3, 2), {"method": "fast"}, "\"fast\" is none of 'jacobian', 'dense'"),
         (nn.Linear(3, 2), {"chunk": 0}, "at least 1"),
         (nn.Linear(3, 2), {"held": 0}, "at least 1"),
         (nn.Linear(3, 2), {"outputs": [2]}, "some of 0 to 1"),

@@ -1,5 +1,6 @@
 """Witnesses: double loops, gradient descent, an adaptive ODE solver, sympy, limits and convergence order."""
 
+import itertools
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
+from companion.theory import riccati
 from companion.theory.graph import PositivePairGraph
 from companion.theory.spectra import principal_angles
 from companion.theory.spectral import (
@@ -191,6 +193,22 @@ def test_flow_has_the_semigroup_property(k, seed):
     F0 = gaussian(5, k, seed=seed + 1)
     once, twice = flow(A, F0, 2.5), flow(A, flow(A, F0, 1.8), 0.7)
     assert torch.allclose(once @ once.T, twice @ twice.T, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("together", [1, 40, 2**20])
+def test_flow_at_many_times_is_the_flow_at_each(together, monkeypatch):
+    monkeypatch.setattr(riccati, "TOGETHER", together)
+    A, V = spectrum_with([1.0, 0.8, 0.5, 0.2, 0.0, -0.6])
+    times = torch.tensor([[0.0, 1e-3, 2.0], [40.0, 0.5, 1e5]], dtype=torch.float64)
+    blind = V[:, [1, 4]] @ gaussian(2, 3)  # of rank 2, without the first mode
+    for F0, steps in ((0.1 * gaussian(6, 3), 1), (0.1 * gaussian(6, 3), 3), (blind, 1)):
+        found = flow(A, F0, times, steps=steps)
+        assert found.shape == (2, 3, 6, 3)
+        for i, j in itertools.product(range(2), range(3)):
+            alone = flow(A, F0, float(times[i, j]), steps=steps)
+            assert torch.allclose(found[i, j], alone, rtol=0, atol=1e-13)
+        assert torch.equal(found[0, 0], F0)
+    assert flow(A, blind, times[:, :0]).shape == (2, 0, 6, 3)
 
 
 def test_flow_limits(graph):

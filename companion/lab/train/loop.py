@@ -172,7 +172,7 @@ def image_pairs(
 
     def sample(n: int, generator: torch.Generator) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, "n c h w"]]:
         index = torch.randint(len(images), (n,), generator=generator, device=images.device)
-        x1, x2 = augment(images[index].repeat(2, 1, 1, 1), generator).chunk(2)
+        x1, x2 = augment(images.index_select(0, index).repeat(2, 1, 1, 1), generator).chunk(2)
         return x1, x2
 
     return sample

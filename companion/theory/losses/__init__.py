@@ -11,11 +11,11 @@ from companion.theory.losses.contrastive import (
     attentive_info_nce,
     clip_to_ball,
     info_nce,
-    spectral_contrastive,
     uniformity,
 )
 from companion.theory.losses.redundancy import barlow_twins, vicreg
 from companion.theory.losses.siamese import alignment, byol, multi_stage, simsiam
+from companion.theory.losses.spectral import spectral_contrastive
 
 __all__ = [
     "spectral_contrastive",

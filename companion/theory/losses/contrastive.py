@@ -1,7 +1,6 @@
 """Losses with negatives: a view is attracted by its partner and repelled by the views of other images."""
 
 import math
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -9,66 +8,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from companion.theory.losses._shared import Collective, check_pair, check_rows, check_temperature
-
-
-def spectral_contrastive(
-    z1: Float[Tensor, "n k"],
-    z2: Float[Tensor, "n k"],
-    mu: float = 1.0,
-    form: Literal["auto", "gram", "pairs"] = "auto",
-    sum_over_workers: Collective | None = None,
-) -> Float[Tensor, ""]:
-    r"""Estimate the spectral contrastive loss without bias from one batch of positive pairs.
-
-    $$\hat\ell = -\frac2n\sum_i z_i^\top z_i^+ + \frac{\mu}{n(n-1)}\sum_{i\ne j}(z_i^\top z_j^+)^2 .$$
-
-    The diagonal $i = j$ is left out: its pairs are positive, not independent, and would bias the estimate.
-    The second sum has two equal forms. "pairs" takes the $n\times n$ matrix of products; "gram" takes two $k\times k$
-    matrices, $\sum_{i,j}(z_i^\top z_j^+)^2 = \mathrm{tr}(Z_1^\top Z_1\,Z_2^\top Z_2)$, and is cheaper when $2k < n$.
-
-    Args:
-        z1, z2: embeddings of first and second views, shape (n, k) each, any float dtype.
-        mu: weight $\mu$ of repulsion; $\mu = 1$ is the loss of the theory.
-        form: "gram", "pairs", or "auto" for the cheaper of the two.
-        sum_over_workers: autograd-aware sum of a vector over workers; the loss is then that of the global batch.
-
-    Returns:
-        The loss, a scalar; in float32 where the embeddings are of lower precision.
-
-    Raises:
-        ValueError: if shapes differ, the batch has fewer than two pairs, or "pairs" is asked of several workers.
-
-    References:
-        HaoChen et al. (2021), section 4; `prop-unbiased`.
-
-    Examples:
-        >>> z = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
-        >>> float(spectral_contrastive(z, z))
-        -5.0
-        >>> float(spectral_contrastive(z, z.flip(0), mu=3.0))
-        25.5
-    """
-    check_pair(z1, z2, "spectral_contrastive")
-    n, k = z1.shape
-    if form not in ("auto", "gram", "pairs"):
-        raise ValueError(f"spectral_contrastive: form must be 'auto', 'gram' or 'pairs', got {form!r}")
-    if form == "pairs" and sum_over_workers is not None:
-        raise ValueError("spectral_contrastive: form='pairs' sees one worker only; use form='gram'")
-    if n < 2 and sum_over_workers is None:
-        raise ValueError("spectral_contrastive: needs at least two pairs, since repulsion is between different pairs")
-    z1, z2 = (z.to(torch.promote_types(z.dtype, torch.float32)) for z in (z1, z2))
-    positive = (z1 * z2).sum(1)
-    if form == "pairs" or (form == "auto" and sum_over_workers is None and n <= 2 * k):
-        products = z1 @ z2.T
-        attraction, repulsion = positive.sum(), products.square().sum() - positive.square().sum()
-    else:
-        # one message: both second moments, both sums over the diagonal, the batch size
-        sums = torch.stack([positive.sum(), positive.square().sum(), positive.new_tensor(n)])
-        message = torch.cat([(z1.T @ z1).flatten(), (z2.T @ z2).flatten(), sums])
-        message = message if sum_over_workers is None else sum_over_workers(message)
-        M1, M2, (attraction, diagonal, n) = message.split([k * k, k * k, 3])
-        repulsion = M1 @ M2 - diagonal  # the trace, since M1 and M2 are symmetric
-    return -2 / n * attraction + mu / (n * (n - 1)) * repulsion
 
 
 def info_nce(
