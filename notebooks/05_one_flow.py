@@ -1020,7 +1020,7 @@ horizon = {name: 16 / (gain * gap) for name, gain in gains.items()}  # e^-16, by
 horizon["trained"] += 60
 # later, rows at gamma = 0 underflow, and a tolerance of zero has no scale
 horizon["alignment"] = min(horizon["alignment"], 340.0)
-by_formula = {"infonce": replace(rows["infonce"], flow=infonce_flow)}  # the same velocity, six times as fast
+by_formula = {"infonce": replace(rows["infonce"], flow=infonce_flow)}  # the same velocity, with no graph
 ordered = ("spectral", "barlow", "vicreg", "infonce", "trained")
 
 

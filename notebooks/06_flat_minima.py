@@ -3974,7 +3974,7 @@ _ = axes[0].set_ylabel("points above the best single")
 # gradients and Adam's two moments in float32, sixteen bytes a parameter, and the activations of as many sentences as
 # are worked on at once, some $34\,d$ bytes a word and layer. The next cell multiplies. Its rate is 26 % of
 # what the data sheet of an H100 promises for dense matrices in bfloat16: what the benchmark `masked` measured for
-# updates of the 235M cell on that GPU, 1,024 sentences at a time (`benchmarks/RECORDS.md`). The small cell is slower than that.
+# updates of the 235M cell on that GPU, 1,024 sentences at a time (`benchmarks/RECORDS.md`, masked). The small cell is slower than that.
 
 # %% tags=["hide-input"]
 cells, assumed_rate = tables.cells(), 0.26 * 989e12

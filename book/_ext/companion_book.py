@@ -1,9 +1,10 @@
 """The book's own Sphinx extension: the ledger in the pages, mathematics without a network, downloads.
 
 ``companion_ledger``, ``companion_directives`` and ``companion_runs`` hold the roles and directives that print
-numbers of the run, ``companion_explorables`` the figures that a reader moves, ``companion_diet`` what the site can do
-without. This file wires them up and looks after what the finished site has to have: one local MathJax file, the TeX
-macros, each chapter's ``.py`` beside its ``.ipynb``, and no script that could fail without a network.
+numbers of the run, ``companion_benchmarks`` those of speed and scale, ``companion_explorables`` the figures that a
+reader moves, ``companion_diet`` what the site can do without. This file wires them up and looks after what the
+finished site has to have: one local MathJax file, the TeX macros, each chapter's ``.py`` beside its ``.ipynb``, and
+no script that could fail without a network.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import companion_diet
 import companion_ledger
+from companion_benchmarks import GpuProfile, SpeedFigure, SpeedTables
 from companion_directives import ClaimsTable, LedgerPage
 from companion_explorables import Explorable
 from companion_runs import CostCard, CostTable, Stamp
@@ -188,6 +190,9 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("cost-table", CostTable)
     app.add_directive("stamp", Stamp)
     app.add_directive("explorable", Explorable)
+    app.add_directive("speed-tables", SpeedTables)
+    app.add_directive("speed-figure", SpeedFigure)
+    app.add_directive("gpu-profile", GpuProfile)
     app.add_role("measured", companion_ledger.MeasuredRole())
     app.add_role("published", companion_ledger.PublishedRole())
     app.add_role("verdict", companion_ledger.VerdictRole())

@@ -2,11 +2,11 @@
 
 A site is read from disk, without a network, and copied whole; its bar is 12 MB. No page needs what goes: the theme's
 source maps and translations, its icons as a script where the style sheet draws the same ones from a font, that font's
-second format, and inside the notebooks for download their second copy and the pictures, which the pages show. Of
-drawings go the digits beyond a hundredth of a point, of them and of style sheets the indentation; of code the marks of
-all but keywords, strings, functions and comments; of the text the classes that no style sheet here asks for; of the
-tables of claims the hover text of each citation, which the bibliography has once; of the icons' style sheet the names
-that no page calls; and the extension's list of theorems, to which nothing links.
+second format, and inside the notebooks for download their second copy, the hours of each cell's run and the pictures,
+which the pages show. Of drawings goes what `companion_drawings` says, of style sheets the indentation; of code the
+marks of all but keywords, strings, functions and comments; of the text the classes that no style sheet here asks for;
+of the tables of claims the hover text of each citation, which the bibliography has once; of the icons' style sheet the
+names that no page calls; and the extension's list of theorems, to which nothing links.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import re
 import shutil
 from pathlib import Path
 
+from companion_drawings import lighter
 from sphinx.application import Sphinx
 
 SOURCE_MAP = re.compile(r"\s*(?:/\*|//)# sourceMappingURL=\S+(?: ?\*/)?\s*$")
@@ -29,10 +30,7 @@ LITERAL = re.compile(r'<code class="docutils literal notranslate"><span class="p
 CITATION = re.compile(r'<span class="bibtex-citation" id="[^"]*">(.*?)</span>')
 ROW = re.compile(r'<tr class="row-(?:odd|even)">')
 ICON = re.compile(r'((?:\.fa-[a-z0-9-]+:{1,2}before,?)+)\{content:"[^"]*"\}')
-COURSE = re.compile(r'(?<= d=")[^"]*|(?<= x=")[^"]*|(?<= y=")[^"]*')
 INDENTED = re.compile(r"\n\s+")
-BREAK = re.compile(r" ?\n")  # before a letter or at the end: no blank is needed there
-FINE = re.compile(r"(\.\d\d)\d+")
 BRANDS = re.compile(r"@font-face\s*\{[^}]*fa-brands[^}]*\}")
 TRUETYPE = re.compile(r',\s*url\([^)]*\.ttf\)\s*format\("truetype"\)')
 
@@ -49,7 +47,7 @@ def slim(app: Sphinx, error: Exception | None) -> None:
     drop_icons(site)
     shutil.rmtree(site / "_static" / "locales", ignore_errors=True)  # the theme's translations, used while building
     for drawing in (site / "_images").glob("*.svg"):
-        drawing.write_text(coarser(drawing.read_text(encoding="utf-8")), encoding="utf-8")
+        drawing.write_text(lighter(drawing.read_text(encoding="utf-8")), encoding="utf-8")
     for sheet in (site / "_static").rglob("*.css"):
         sheet.write_text(INDENTED.sub("\n", sheet.read_text(encoding="utf-8")), encoding="utf-8")
     for notebook in (site / "_sources").rglob("*.ipynb"):
@@ -110,27 +108,30 @@ def drop_icons(site: Path) -> None:
         sheet.write_text(ICON.sub(used, sheet.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def coarser(drawing: str) -> str:
-    """An SVG whose paths and places end their numbers at a hundredth of a point, without line breaks or indentation.
-
-    >>> coarser('<path d="M 102.540158 63.3 L 99.9931 0.125" style="stroke-width: 0.125"/>')
-    '<path d="M 102.54 63.3 L 99.99 0.12" style="stroke-width: 0.125"/>'
-    """
-    return INDENTED.sub("\n", COURSE.sub(lambda course: FINE.sub(r"\1", BREAK.sub("", course[0])), drawing))
-
-
 def lightened(notebook: str) -> str:
     r"""A notebook's JSON without pictures among its outputs and papermill's notes; what cells printed stays.
 
-    Those notes hold the whole notebook a second time, and the folder in which it ran.
+    Those notes hold the whole notebook a second time, the folder in which it ran, and the hour of every cell, which the
+    page's stamp says once. Lines of a text are one string, which a notebook may have as well as a list.
 
-    >>> cell = {"outputs": [{"data": {"image/png": "iVBO", "text/plain": "<Figure>"}}, {"text": "0.5"}]}
-    >>> json.loads(lightened(json.dumps({"cells": [cell], "metadata": {"papermill": {"version": "2"}}})))
-    {'cells': [{'outputs': [{'data': {'text/plain': '<Figure>'}}, {'text': '0.5'}]}], 'metadata': {}}
+    >>> cell = {"outputs": [{"data": {"image/png": "iVBO", "text/plain": "<Figure>"}}, {"text": ["0.5\n", "1"]}]}
+    >>> cell |= {"source": ["a = 1\n", "a"], "metadata": {"papermill": {}, "execution": {}, "tags": []}}
+    >>> slim = json.loads(lightened(json.dumps({"cells": [cell], "metadata": {"papermill": {"version": "2"}}})))
+    >>> slim["metadata"], slim["cells"][0]["metadata"], slim["cells"][0]["source"]
+    ({}, {}, 'a = 1\na')
+    >>> slim["cells"][0]["outputs"]
+    [{'data': {'text/plain': '<Figure>'}}, {'text': '0.5\n1'}]
     """
     document = json.loads(notebook)
     document["metadata"].pop("papermill", None)
     for cell in document["cells"]:
+        notes = cell.get("metadata", {})
+        for name in ("papermill", "execution", *([] if notes.get("tags") else ["tags"])):
+            notes.pop(name, None)
+        texts = [(cell, "source"), *((output, "text") for output in cell.get("outputs", []))]
+        for place, name in texts:
+            if name in place:
+                place[name] = "".join(place[name])
         for output in cell.get("outputs", []):
             for kind in [kind for kind in output.get("data", {}) if kind.startswith("image/")]:
                 del output["data"][kind]

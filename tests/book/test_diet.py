@@ -24,7 +24,9 @@ def test_the_diet_takes_the_doubles_and_leaves_the_rest(tmp_path):
         "text.html": '<tr class="row-odd"><td class="math notranslate nohighlight">'
         '<code class="docutils literal notranslate"><span class="pre">x</span></code></td></tr><i class="fa-bars"></i>',
         "prf-prf.html": "every theorem",
-        "_images/a.svg": '<g>\n  <path d="M 1.2345 6 \nL 7 8.999 \n" style="opacity: 0.123"/>\n <use x="1.239"/></g>',
+        "_images/a.svg": '<g id="figure_1">\n  <path d="M 1.2345 6 \nL -7 8.999 \n" style="stroke-width: 0.123; x: 0"/>'
+        '\n <!-- 0.5 --><g clip-path="url(#p1)"><use x="1.239" y="2.50" '
+        'transform="translate(1.234 5) scale(0.0156)"/></g><clipPath id="p1"/><text>a  b</text></g>',
         f"{icons}/css/icons.css": '.fa-bars:before,.fa-navicon:before{content:"a"}.fa-cat:before{content:"b"}',
         f"{icons}/css/brands.css": "@font-face{src:url(fa-brands-400.woff2)}b{}",
         f"{icons}/f/fa-brands-400.woff2": "signs",
@@ -54,7 +56,9 @@ def test_the_diet_takes_the_doubles_and_leaves_the_rest(tmp_path):
     assert kept["claims.html"] == '<p class="claim-source"><a>2021</a></p><p title="kept"></p>'
     assert kept["code.html"] == '<pre><span class="k">if</span> x:</pre>'
     assert kept["text.html"] == ('<tr><td class="math"><code class="literal">x</code></td></tr><i class="fa-bars"></i>')
-    assert kept["_images/a.svg"] == '<g>\n<path d="M 1.23 6L 7 8.99" style="opacity: 0.123"/>\n<use x="1.23"/></g>'
+    drawing = '<g><path d="M1.23 6L-7 8.99" style="stroke-width:0.123;x:0"/><g clip-path="url(#a)">'
+    drawing += '<use x="1.23" y="2.5" transform="translate(1.23 5) scale(0.0156)"/></g><clipPath id="a"/>'
+    assert kept["_images/a.svg"] == drawing + "<text>a  b</text></g>"
     assert kept[f"{icons}/css/icons.css"] == '.fa-bars:before,.fa-navicon:before{content:"a"}'
     assert kept[f"{icons}/css/brands.css"] == "b{}"
     assert json.loads(kept["_sources/a.ipynb"]) == {"cells": [], "metadata": {"title": "\u00e4"}}

@@ -31,8 +31,10 @@ def change(file: Path) -> None:
     "name",
     [
         "companion_book",
+        "companion_benchmarks",
         "companion_ledger",
         "companion_diet",
+        "companion_drawings",
         "companion_directives",
         "companion_explorables",
         "companion_runs",
