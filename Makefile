@@ -1,6 +1,6 @@
 # Learning without Labels, Theorem by Theorem. `make help` lists the commands.
 # Everything runs in .venv, built from requirements/*.txt; nothing else on the machine is touched, except that
-# `make test` installs Chromium from Debian's packages where it may (Debian, root) and it is missing.
+# `make test` installs Chromium and Slurm from Debian's packages where it may (Debian, root) and they are missing.
 
 PYTHON ?= python3
 PROFILE ?= cpu
@@ -63,9 +63,12 @@ lint: $(ENV)
 	@$(BIN)/pyright
 	@$(BIN)/lint-imports
 
+# Exit status 77 of slurm.sh: no Slurm, and it has said so; the tests that need it are skipped.
 unit: $(ENV)
-	@echo "== tests and doctests"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --ignore=tests/book --jaxtyping-packages=companion.theory,beartype.beartype $(ARGS)
+	@echo "== tests and doctests, a run on a Slurm of one node among them"
+	@status=0; workflow/slurm.sh || status=$$?; \
+	if [ $$status -eq 0 ]; then $(MAKE) --no-print-directory $(VENV)/.slurm; elif [ $$status -ne 77 ]; then exit $$status; fi
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --ignore=tests/book --jaxtyping-packages=companion.theory,beartype.beartype $(ARGS)
 
 # Exit status 77 of browser.sh: no browser, and it has said so; whatever needs none is still tested.
 book-tests: $(ENV)
@@ -74,7 +77,7 @@ book-tests: $(ENV)
 	if [ $$status -eq 77 ]; then without="--ignore=tests/book/test_browser.py --ignore=tests/book/test_explorables.py"; elif [ $$status -ne 0 ]; then exit $$status; fi; \
 	$(BIN)/python -m pytest tests/book $$without $(ARGS)
 
-bench: $(ENV)  ## measure, and write benchmarks/RECORDS.md
+bench: $(VENV)/.bench  ## measure, and write benchmarks/RECORDS.md
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean:  ## remove everything built, the environment excepted (rm -r .venv removes that, too)
@@ -92,6 +95,6 @@ $(VENV)/.pins: $(PINS) workflow/environment.py
 	@"$(PYTHON)" workflow/environment.py $(VENV) $(PINS)
 	@touch $@
 
-$(VENV)/.slurm: $(ENV) requirements/slurm.txt
-	@$(BIN)/python -m pip --disable-pip-version-check install --quiet -r requirements/slurm.txt
+$(VENV)/.slurm $(VENV)/.bench: $(VENV)/.%: $(ENV) requirements/%.txt
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet -r requirements/$*.txt
 	@touch $@

@@ -7,6 +7,7 @@ a gated claim is contradicted, a control did not fail, or the book does not buil
 import argparse
 import contextlib
 import fcntl
+import getpass
 import os
 import shutil
 import signal
@@ -52,6 +53,28 @@ def lock(command: str) -> IO[str] | None:
     return handle
 
 
+def ask(*command: str) -> str | None:
+    """What a command of Slurm prints, or None if it is not there or fails."""
+    with contextlib.suppress(FileNotFoundError):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.stdout if done.returncode == 0 else None
+    return None
+
+
+def unfit(executor: str) -> str | None:
+    """Why the executor cannot begin, in one sentence, or None."""
+    if executor != "slurm":
+        return None
+    if not (shutil.which("sbatch") and shutil.which("squeue")):
+        return "EXECUTOR=slurm needs sbatch and squeue on the PATH; call it on a login node of the cluster"
+    queue = ask("squeue", "--noheader", "--user", getpass.getuser(), "--format", "%i %j %Z")
+    if queue is None:
+        return "squeue fails: Slurm's controller does not answer, or SLURM_CONF does not name its configuration"
+    jobs = [line.strip().split(maxsplit=2) for line in queue.splitlines()]
+    left = " ".join(job for job, name, folder in jobs if name.startswith("companion_") and Path(folder) == ROOT)
+    return left and f"jobs of a call that was killed still work in this checkout; scancel {left}, then call again"
+
+
 def engine(
     profile: str, executor: str, targets: Sequence[str], held: IO[str], *, rules: Sequence[str] = ()
 ) -> tuple[int, bool]:
@@ -64,7 +87,7 @@ def engine(
     started.unlink(missing_ok=True)
     command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--config", f"profile={profile}"]
     command += ["--profile", f"workflow/profiles/{executor}"]
-    if executor == "slurm" and subprocess.run(["sacct", "--noheader"], capture_output=True, check=False).returncode:
+    if executor == "slurm" and ask("sacct", "--noheader") is None:
         command += ["--slurm-status-command", "squeue"]  # no accounting here: sacct would never see a job end
     command += ["--allowed-rules", *rules] if rules else []
     command += ["--", *targets]
@@ -88,6 +111,18 @@ def engine(
         process.wait()  # it has the signal, too, and tidies up
         code = 130
     return code, started.exists()
+
+
+def show_job_errors(names: Sequence[str]) -> None:
+    """Print what the runner of each failed chapter said in the newest log that Slurm kept of it."""
+    folder = ROOT / ".snakemake" / "slurm_logs" / "rule_run"
+    for name in names:
+        for log in sorted((folder / name).glob("*.log"), key=lambda file: file.stat().st_mtime, reverse=True):
+            _, error, text = log.read_text(encoding="utf-8", errors="replace").rpartition("\nerror: ")
+            if error:
+                say(f"\n{log.relative_to(ROOT)}\nerror: {text.partition(chr(10) + 'RuleException')[0]}\n")
+                break
+    say(f"the jobs' own output: {folder.relative_to(ROOT)}/CHAPTER/JOB.log")
 
 
 def publish(profile: str, names: Sequence[str], *, finished: bool) -> None:
@@ -158,12 +193,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if options.command == "verify":
         return 1 if verdicts(profile, names, everything=options.all, finished=True) else 0
-    if options.executor == "slurm" and not (shutil.which("sbatch") and shutil.which("sacct")):
-        say("error: EXECUTOR=slurm needs sbatch and sacct on the PATH; call it on a login node of the cluster")
-        return 2
     held = lock(f"make {options.command}")
     if held is None:
         return 1
+    if obstacle := unfit(options.executor):
+        say(f"error: {obstacle}")
+        return 2
     if options.command == "book":
         return build_book(profile, names, options.executor, held)
     targets = ["all"] if options.command == "reproduce" else [f"_build/{profile}/chapters/{n}.json" for n in names]
@@ -178,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shutil.rmtree(ROOT / "_build" / "data", ignore_errors=True)  # so that the next call looks at the data again
     failures = verdicts(profile, names, everything=options.all, finished=code == 0)
     if code != 0 and options.executor == "slurm":
-        say("the jobs' own output: .snakemake/slurm_logs/rule_run/CHAPTER/JOB.log")
+        show_job_errors(names)
     if code != 0:
         say("FAILED  the run did not finish; the reason stands above, and the next call continues")
     elif options.command == "reproduce":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -42,9 +43,12 @@ ledger.record("{topic}.broken", 100.0)
 
 # %%
 if "HOLD" in os.environ:
-    Path(os.environ["HOLD"]).write_text(str(os.getpid()))
-    for _ in track(range(600), "holding"):
-        time.sleep(0.1)
+    held = Path(os.environ["HOLD"])
+    held = held / "{name}" if held.is_dir() else held
+    if not held.exists():  # once only: the next attempt goes on
+        held.write_text(str(os.getpid()))
+        for _ in track(range(600), "holding"):
+            time.sleep(0.1)
 
 # %%
 ledger.close()
@@ -112,7 +116,7 @@ class Project:
         return [sys.executable, "workflow/reproduce.py", *arguments, "--profile", "smoke"]
 
     def environment(self, **variables: str) -> dict[str, str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("COMPANION_", "PYTHONPATH", "GIT_"))}
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("COMPANION_", "PYTHONPATH", "GIT_", "SLURM_"))}
         return {**kept, "COLUMNS": "140", **variables}
 
     def runner(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -147,14 +151,8 @@ class Project:
             check=True,
         )
         plan: dict[str, set[str]] = {}
-        rule = ""
-        for line in (done.stdout + done.stderr).splitlines():
-            words = line.split()
-            if len(words) == 2 and words[0] in ("rule", "localrule") and words[1].endswith(":"):
-                rule = words[1][:-1]
-                plan.setdefault(rule, set())
-            elif line.strip().startswith("wildcards: chapter="):
-                plan[rule].add(line.split("=")[1].strip())
+        for rule, chapter in re.findall(r"^Job \d+: (\w+)(?: (\w+))?$", done.stdout + done.stderr, re.MULTILINE):
+            plan.setdefault(rule, set()).update([chapter] if chapter else [])
         return plan
 
 
