@@ -63,12 +63,14 @@ lint: $(ENV)
 	@$(BIN)/pyright
 	@$(BIN)/lint-imports
 
-# Exit status 77 of slurm.sh: no Slurm, and it has said so; the tests that need it are skipped.
+# Exit status 77 of slurm.sh: no Slurm, and it has said so; the tests that need it are skipped. They have a call of their
+# own, in one process, since they share one cluster; with ARGS there is one call, and each process starts its own.
 unit: $(ENV)
 	@echo "== tests and doctests, a run on a Slurm of one node among them"
 	@status=0; workflow/slurm.sh || status=$$?; \
 	if [ $$status -eq 0 ]; then $(MAKE) --no-print-directory $(VENV)/.slurm; elif [ $$status -ne 77 ]; then exit $$status; fi
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --ignore=tests/book --jaxtyping-packages=companion.theory,beartype.beartype $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --ignore=tests/book --jaxtyping-packages=companion.theory,beartype.beartype $(or $(ARGS),-m "not slurm")
+	@$(if $(ARGS),,OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm tests/workflow/test_slurm.py)
 
 # Exit status 77 of browser.sh: no browser, and it has said so; whatever needs none is still tested.
 book-tests: $(ENV)

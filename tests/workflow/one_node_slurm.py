@@ -39,7 +39,6 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 MpiDefault=none
 KillWait=2
-JobRequeue=0
 GresTypes=gpu
 SlurmdParameters=config_overrides
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=16000 Gres=gpu:2
@@ -84,27 +83,6 @@ class Cluster:
     def node(self) -> str:
         """The node's state."""
         return self.ask("sinfo", "--noheader", "--partition", "main", "--format", "%T").strip()
-
-    def fail_node(self) -> None:
-        """What a node failure is to the controller; the node comes back at once."""
-        self.ask("scontrol", "update", f"nodename={host()}", "state=down", "reason=failure")
-        wait_for(lambda: "PENDING" in {job["JobState"] for job in self.jobs()}, 30, self.logs)
-        wait_for(lambda: self.node() in ("idle", "down"), 30, self.logs)
-        if self.node() == "down":
-            self.ask("scontrol", "update", f"nodename={host()}", "state=resume")
-
-    def begins(self, job: str) -> bool:
-        """Whether a job that was put back into the queue runs; by itself it would wait for two minutes first.
-
-        It must not before its processes of the first time have ended: Slurm takes a node with two of a job for broken.
-        """
-        (found,) = (other for other in self.jobs() if other["JobId"] == job)
-        log = (self.folder / "slurmd.log").read_text()
-        ended = all(f"[{job}.{step}] done with job" in log for step in ("batch", "0"))
-        if ended and found["JobState"] == "PENDING" and found["Reason"] == "BeginTime":
-            time.sleep(2)  # slurmd still clears away what the job had
-            self.ask("scontrol", "update", f"jobid={job}", "starttime=now")
-        return found["JobState"] == "RUNNING"
 
     def logs(self) -> str:
         return "\n".join(f"{log.name}:\n{log.read_text()[-2000:]}" for log in sorted(self.folder.glob("*.log")))
