@@ -252,8 +252,8 @@ def measure() -> list[Measurement]:
             note = ", ".join(f"{entry[key]:.3g}" for entry in found) + {"seconds": " s", "gigabytes": " GB"}[key]
             exponent = slope(found, key)
             why = (
-                "projections of blocks that no longer fit the caches take most of the time (the distance from the floor "
-                "grows with the vertices), and gaps between neighbours shrink; next: a first projection in float32"
+                "projections of blocks that no longer fit the caches take most of the time (the distance from the "
+                "floor grows with n), and gaps between neighbours shrink; next: a first projection in float32"
             )
             rows.append(
                 summary(

@@ -61,7 +61,7 @@ def calling(project: Project, cluster: Cluster, *arguments: str, **variables: st
 
 @dataclass(frozen=True)
 class Story:
-    """A whole run on the cluster in which both chapters are killed in mid-run, each in another way."""
+    """A whole run on the cluster in which both chapters are cancelled in mid-run."""
 
     project: Project
     code: int
@@ -77,10 +77,8 @@ def story(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Story:
         holding = [hold / name for name in CHAPTERS]
         wait_for(lambda: call.poll() is not None or all(map(Path.exists, holding)), 120, said.read_text)
         assert call.poll() is None, said.read_text()
-        job = {job["Chapter"]: job["JobId"] for job in cluster.jobs()}
-        cluster.ask("scancel", job["01_one"])
-        wait_for(lambda: "CANCELLED" in {job["JobState"] for job in cluster.jobs()}, 30, cluster.logs)
-        cluster.ask("scancel", "--full", "--signal=KILL", job["02_two"])
+        for job in cluster.jobs():
+            cluster.ask("scancel", job["JobId"])
         wait_for(lambda: call.poll() is not None, 240, lambda: f"{cluster.jobs()}\n{said.read_text()}")
     jobs = {name: [job for job in cluster.jobs() if job["Chapter"] == name] for name in CHAPTERS}
     return Story(project, call.returncode, said.read_text(), jobs)
@@ -95,8 +93,8 @@ def measured(results: dict[str, object]) -> list[dict[str, object]]:
 def test_what_the_scheduler_kills_runs_again_and_leaves_the_records_of_a_local_run(story, finished):
     assert story.code == 0, story.said
     assert "front page: " in story.said
-    assert [job["JobState"] for job in story.jobs["01_one"]] == ["CANCELLED", "COMPLETED"]
-    assert [job["JobState"] for job in story.jobs["02_two"]] == ["FAILED", "COMPLETED"]  # its processes were killed
+    for jobs in story.jobs.values():
+        assert [job["JobState"] for job in jobs] == ["CANCELLED", "COMPLETED"]
     local, _ = finished
     for name in CHAPTERS:
         there, here = (measured(project.results(name)) for project in (story.project, local))
