@@ -87,7 +87,8 @@ def _smoothed(level: Level, b: Tensor, x: Tensor | None) -> Tensor:
     return x
 
 
-def _level(matrix: csr_array, prolong: csr_array) -> Level:
+def _level(matrix: Any, prolong: Any) -> Level:
+    """Prepare a level of pyamg's, whose matrices are sparse rows or blocks."""
     matrix = csr_array(matrix)
     inverse = 1 / matrix.diagonal()
     v = np.random.default_rng(0).standard_normal(len(inverse))

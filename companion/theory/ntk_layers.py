@@ -183,12 +183,12 @@ def _run(model: nn.Module, layers: list[nn.Module], x: Tensor) -> tuple[Tensor, 
             hook.remove()
 
 
-@torch.enable_grad()
 def _passed(model: nn.Module, block: list[_Piece], x: Tensor, outputs: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield what came into each piece's layer, (n, D, L), and outputs' derivatives by what went out, (n, k, C, L)."""
-    f, seen = _run(model, [piece.layer for piece in block], x)
-    calls = [seen[piece.layer][0] for piece in block]
-    back = [_backward(f[:, output].sum(), [p for _, p in calls]) for output in outputs]
+    with torch.enable_grad():
+        f, seen = _run(model, [piece.layer for piece in block], x)
+        calls = [seen[piece.layer][0] for piece in block]
+        back = [_backward(f[:, output].sum(), [p for _, p in calls]) for output in outputs]
     for i, (piece, (a, _)) in enumerate(zip(block, calls, strict=True)):
         yield _inputs(piece.layer, a), torch.stack([_channels_first(piece.layer, g[i]) for g in back], 1)
 

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import itertools
+import json
 import re
 import subprocess
 from collections import Counter
@@ -64,7 +65,11 @@ def labels(path: Path) -> Iterator[tuple[str, str]]:
                 yield "numref", name
 
 
-BOOK = [(role, label) for path in (*NOTEBOOKS, *PAGES) for role, label in labels(path)]
+RECORDS = json.loads((ROOT / "benchmarks/records.json").read_text(encoding="utf-8"))
+BOOK = [
+    *((role, label) for path in (*NOTEBOOKS, *PAGES) for role, label in labels(path)),
+    *(("ref", f"record-{name.replace('_', '-')}") for name in RECORDS),  # {speed-tables} defines them
+]
 
 
 def calls(notebook, name: str) -> list[tuple[int, ast.Call]]:

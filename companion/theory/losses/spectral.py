@@ -107,7 +107,7 @@ class _OfMoments(torch.autograd.Function):
         ctx.save_for_forward(z1, z2)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None]:
         z1, z2, M1, M2, p = ctx.saved_tensors
         g: Tensor | None = gradients[0]
         if g is None:
