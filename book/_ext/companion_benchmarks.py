@@ -77,7 +77,7 @@ class SpeedTables(BenchmarkDirective):
 
     def section(self, name: str, record: dict[str, Any]) -> nodes.section:
         """What was measured, on what machine, the rows, and why a goal is missed."""
-        label, title = f"record-{name.replace('_', '-')}", TITLES.get(name, name.replace("_", " ").capitalize())
+        label, title = f"record-{name.replace('_', '-')}", titled(name)
         section = nodes.section(ids=[label], names=[label])
         std = self.env.get_domain("std")
         assert isinstance(std, StandardDomain)
@@ -168,8 +168,13 @@ class SpeedFigure(BenchmarkDirective):
 
     def run(self) -> list[nodes.Node]:
         """The figure."""
-        records = self.document("records.json").values()
-        entries = [entry for record in records for entry in record["rows"] if entry.get("ratio")]
+        records = self.document("records.json").items()
+        entries = [
+            {**entry, "title": titled(name)}
+            for name, record in records
+            for entry in record["rows"]
+            if entry.get("ratio")
+        ]
         if not entries:
             return []
         caption = html.escape(" ".join(self.content))
@@ -178,8 +183,13 @@ class SpeedFigure(BenchmarkDirective):
         return [nodes.raw("", text, format="html")]
 
 
+def titled(name: str) -> str:
+    """The title of a benchmark's section."""
+    return TITLES.get(name, name.replace("_", " ").capitalize())
+
+
 def bars(entries: list[Entry]) -> Iterable[str]:
-    """One line of HTML a row, and the axis."""
+    """One line of HTML a row, the axis, and the titles that the rows name."""
     marks = [bound for entry in entries for bound in entry.get("goal") or () if bound]
     values = [entry["ratio"] for entry in entries] + marks
     low, high = log10(min(*values, 0.8)), log10(1.3 * max(*values, 10))
@@ -192,7 +202,11 @@ def bars(entries: list[Entry]) -> Iterable[str]:
         for k in range(int(high) + 1)
     )
     yield f'<div class="speed-row speed-axis"><span></span><span class="speed-track">{ticks}</span></div>'
+    title = ""
     for entry in entries:
+        if entry.get("title", "") != title:
+            title = entry["title"]
+            yield f'<div class="speed-title">{html.escape(title)}</div>'
         ends = sorted((place(1.0), place(entry["ratio"])))
         kind = {None: "", True: " speed-met", False: " speed-missed"}[met(entry)]
         goals = [bound for bound in entry.get("goal") or () if bound]

@@ -71,6 +71,7 @@ def test_ratio_goal_floor_and_reason_are_shown(tiny):
     assert "a quick one: " not in page.get_text()
     kinds = [row["class"][1:] for row in page.select("figure.speed .speed-row:not(.speed-axis)")]
     assert kinds == [["speed-met"], ["speed-missed"], []]
+    assert [title.get_text() for title in page.select("figure.speed .speed-title")] == ["The spectral loss"]
 
 
 def test_bars_lie_on_a_logarithmic_axis(tiny):
