@@ -228,9 +228,14 @@ def compared(kind: str, n: int) -> tuple[Measurement, dict[str, float]]:
 
 
 MISSED = {
-    "blocks": "projections take as long as products; next: the first pass of the projections in float32",
-    "neighbours": "projections take longer than the cycle; next: start from the coarse level's eigenvectors",
-    "views": "the projections take longer than the products; next: fewer spare columns behind a wide gap",
+    "blocks": "products wait for rows far apart in memory; next: vertices in the order of their largest Ritz entries",
+    "neighbours": "half of the steps find the way from a random start; next: start from a coarse level's eigenvectors",
+    "views": "products wait for rows far apart in memory; next: images in the order of their views' Ritz entries",
+}
+GROWTH = {
+    "blocks": "a product takes more than twice as long a weight once a block no longer fits the caches",
+    "neighbours": "gaps shrink with n: past 60,000 vertices multigrid has to take over from the filter",
+    "views": "a product takes longer a weight once a block no longer fits the caches",
 }
 
 
@@ -251,10 +256,7 @@ def measure() -> list[Measurement]:
             found = [entry for _, entry in pairs]
             note = ", ".join(f"{entry[key]:.3g}" for entry in found) + {"seconds": " s", "gigabytes": " GB"}[key]
             exponent = slope(found, key)
-            why = (
-                "projections of blocks that no longer fit the caches take most of the time (the distance from the "
-                "floor grows with n), and gaps between neighbours shrink; next: a first projection in float32"
-            )
+            why = f"{GROWTH[kind]}; {MISSED[kind].rpartition('; ')[2]}"
             rows.append(
                 summary(
                     f"{kind}, exponent of {what} in the weights", [exponent], "1", note, goal=(None, 1.15), missed=why

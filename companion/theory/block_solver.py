@@ -20,37 +20,67 @@ GAIN = 11.0  # logarithm of what one use of the filter should gain
 EARLY = 10  # highest degree while the Ritz values are still rough
 AFFORDABLE = 120  # products still to do with the filter, above which multigrid is set up
 STEPS = 80
+ROWS = 8192  # of a block, worked on together
 
 
 class Block(NamedTuple):
-    r"""A subspace between two steps.
+    r"""A subspace between two steps, in memory that every step uses again.
 
     Attributes:
         values: $m$ Ritz values, decreasing, shape (m,).
-        gram: $[X\;P]^\top\bar A\,[X\;P]$, shape (m + l, m + l).
-        basis: orthonormal $[X\;P]$: Ritz vectors, then the directions of the last step, shape (N, m + l), float64.
-        image: $\bar A\,[X\;P]$, the same shape.
+        gram: $[X\;P]^\top\bar A\,[X\;P]$, shape (c, c).
+        room: $[X\;P\;\cdot]$ and its image under $\bar A$, shape (2, N, 3 m), float64; the rest is for new directions.
     """
 
     values: Float[Tensor, " m"]
     gram: Float[Tensor, "c c"]
-    basis: Float[Tensor, "N c"]
-    image: Float[Tensor, "N c"]
+    room: Float[Tensor, "2 N w"]
 
     @property
-    def residual(self) -> Float[Tensor, "N m"]:
-        r"""$R = \bar A X - X\Theta$."""
+    def basis(self) -> Float[Tensor, "N c"]:
+        r"""Orthonormal $[X\;P]$: Ritz vectors, then the directions of the last step."""
+        return self.room[0, :, : len(self.gram)]
+
+    @property
+    def image(self) -> Float[Tensor, "N c"]:
+        r"""$\bar A\,[X\;P]$."""
+        return self.room[1, :, : len(self.gram)]
+
+    @property
+    def sizes(self) -> Float[Tensor, " m"]:
+        r"""Norms of the columns of $R = \bar A X - X\Theta$."""
+        squares = torch.zeros_like(self.values)
+        for part in parts(self.basis):
+            squares += self._residual(part).square_().sum(0)
+        return squares.sqrt_()
+
+    def residual(self, active: Tensor, scale: Float[Tensor, " a"]) -> Float[Tensor, "N a"]:
+        r"""Columns of $R$ divided by `scale`, in float32; `active` says which, shape (m,), bool."""
+        R = self.basis.new_empty(len(self.basis), len(scale), dtype=torch.float32)
+        for part in parts(R):
+            R[part] = self._residual(part)[:, active].div_(scale)
+        return R
+
+    def _residual(self, part: slice) -> Tensor:
         m = len(self.values)
-        return torch.addcmul(self.image[:, :m], self.basis[:, :m], self.values, value=-1)
+        return torch.addcmul(self.image[part, :m], self.basis[part, :m], self.values, value=-1)
+
+
+def parts(X: Tensor) -> list[slice]:
+    """Cut the rows so that an element-wise sum over some blocks stays in the cache."""
+    return [slice(row, row + ROWS) for row in range(0, len(X), ROWS)]
 
 
 def started(multiply: Apply, X: Float[Tensor, "N m"], spare: Float[Tensor, "N m"]) -> Block:
     r"""Take the span of $X$ as the first subspace, filled up from `spare` where $X$ has a lower rank."""
-    W = orthonormal(X.double(), spare[:, :0])
-    if W.shape[1] < X.shape[1]:
-        W = torch.cat([W, orthonormal(spare[:, W.shape[1] :], W)], 1)
-    nothing = W[:, :0]
-    return _ritz(Block(torch.empty(0), torch.empty(0, 0), nothing, nothing), W, multiply(W), W.shape[1])
+    n, m = X.shape
+    room = torch.empty(2, n, 3 * m, dtype=torch.float64)
+    W = orthonormal(room[0, :, :m].copy_(X), room[0, :, :0])
+    rank = W.shape[1]
+    if rank < m:
+        rank += orthonormal(room[0, :, rank:m].copy_(spare[:, rank:]), W).shape[1]
+    room[1, :, :rank] = multiply(room[0, :, :rank])
+    return _ritz(Block(torch.empty(0), torch.empty(0, 0, dtype=torch.float64), room), rank, rank)
 
 
 def step(multiply: Apply, block: Block, directions: Float[Tensor, "N c"], active: Tensor | None = None) -> Block:
@@ -58,7 +88,7 @@ def step(multiply: Apply, block: Block, directions: Float[Tensor, "N c"], active
 
     Args:
         multiply: $V \mapsto \bar A V$, float64.
-        block: where it stands.
+        block: where it stands; its memory goes over to the next.
         directions: $W = M R$, any scale, any dtype.
         active: which columns of $X$ have not converged, shape (m,), bool; $P$ is kept for them only. All when None.
 
@@ -69,48 +99,63 @@ def step(multiply: Apply, block: Block, directions: Float[Tensor, "N c"], active
         Knyazev (2001), algorithm 5.1; the basis $P$ that is orthogonal to $X$ by its coefficients alone:
         Hetmaniuk and Lehoucq (2006), section 4.2.
     """
-    W = orthonormal(directions.double(), block.basis)
-    return _ritz(block, W, multiply(W), len(block.values), active)
+    old = len(block.gram)
+    W = orthonormal(block.room[0, :, old : old + directions.shape[1]].copy_(directions), block.basis)
+    block.room[1, :, old : old + W.shape[1]] = multiply(W)
+    return _ritz(block, W.shape[1], len(block.values), active)
 
 
-def _ritz(block: Block, W: Tensor, image: Tensor, m: int, active: Tensor | None = None) -> Block:
-    """Rayleigh-Ritz in the orthonormal basis [X P W]; only the columns of W have new products."""
-    cross, corner = block.basis.T @ image, W.T @ image
-    H = torch.cat([torch.cat([block.gram, cross], 1), torch.cat([cross.T, (corner + corner.T) / 2], 1)])
+def _ritz(block: Block, more: int, m: int, active: Tensor | None = None) -> Block:
+    """Rayleigh-Ritz in the orthonormal basis [X P W]; only the `more` columns of W have new products."""
+    old = len(block.gram)
+    basis, image = block.room[:, :, : old + more]
+    H = basis.T @ image[:, old:]
+    corner = H[old:]
+    H = torch.cat([torch.cat([block.gram, H[:old].T]), torch.cat([H[:old], (corner + corner.T) / 2])], 1)
     values, C = torch.linalg.eigh(H)
     values, C = values.flip(0)[:m], C.flip(1)[:, :m]
     moved = C.clone() if active is None else C[:, active]
     moved[:m] = 0  # the part of the step that is not in the old X
-    C = torch.cat([C, orthonormal(moved, C)], 1) if len(block.basis[0]) else C
-    old = block.basis.shape[1]
-    new = (torch.addmm(W @ C[old:], Q, C[:old]) for Q, W in ((block.basis, W), (block.image, image)))
-    return Block(values, C.T @ H @ C, *new)
+    C = torch.cat([C, orthonormal(moved, C)], 1) if old else C
+    turned(basis, C)
+    turned(image, C)
+    return Block(values, C.T @ H @ C, block.room)
 
 
-def orthonormal(W: Float[Tensor, "N c"], Q: Float[Tensor, "N q"]) -> Float[Tensor, "N c2"]:
-    r"""Give an orthonormal basis of the part of the span of $W$ that is orthogonal to orthonormal columns $Q$.
+def turned(W: Float[Tensor, "N c"], C: Float[Tensor, "c d"]) -> Float[Tensor, "N d"]:
+    r"""Write $WC$, $d \le c$, over the first columns of $W$."""
+    into = W[:, : C.shape[1]]
+    for part in parts(W):
+        into[part] = W[part] @ C
+    return into
+
+
+def orthonormal(W: Float[Tensor, "N c"], Q: Float[Tensor, "N q"]) -> Float[Tensor, "N d"]:
+    r"""Make an orthonormal basis of the part of the span of $W$ that is orthogonal to orthonormal columns $Q$.
 
     Args:
-        W: float64; zero and dependent columns are dropped.
+        W: float64, written over; zero and dependent columns are dropped.
         Q: float64.
 
     Returns:
-        Shape (N, c2), c2 <= c.
+        The first d <= c columns of `W`.
 
     Examples:
         >>> W = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 3.0]], dtype=torch.float64)
-        >>> orthonormal(W, W[:, :1]).abs().tolist()
+        >>> orthonormal(W, torch.tensor([[1.0], [0.0]], dtype=torch.float64)).abs().tolist()
         [[0.0], [1.0]]
     """
     for _ in range(2):  # once leaves the rounding of what was removed
-        before = torch.linalg.vector_norm(W, dim=0)
-        W = W - Q @ (Q.T @ W)
-        length = torch.linalg.vector_norm(W, dim=0)
-        left = length > DEPENDENT * before
-        W = W[:, left] / length[left]
-        squares, turn = torch.linalg.eigh(W.T @ W)
+        C = Q.T @ W
+        gram = W.addmm_(Q, C, alpha=-1).T @ W
+        after = gram.diagonal()
+        left = after > DEPENDENT**2 * (after + C.square().sum(0))
+        scale = after[left].rsqrt()
+        squares, turn = torch.linalg.eigh(gram[left][:, left] * scale * scale[:, None])
         kept = squares > DEPENDENT * len(squares)
-        W = W @ (turn[:, kept] * squares[kept].rsqrt())
+        T = W.new_zeros(W.shape[1], int(kept.sum()))
+        T[left] = scale[:, None] * turn[:, kept] * squares[kept].rsqrt()
+        W = turned(W, T)
     return W
 
 
@@ -147,8 +192,11 @@ def filtered(multiply: Apply, R: Tensor, values: Tensor, degree: int, cut: float
     before, now = torch.zeros_like(R), R * (ratio / half)
     for _ in range(degree - 1):
         new = 1 / (2 * theta - ratio)
-        later = torch.sub(multiply(now), now, alpha=centre).add_(R).mul_(2 * new / half)
-        before, now, ratio = now, later.sub_(before.mul_(new * ratio)), new
+        later = multiply(now)
+        for part in parts(R):
+            scaled = later[part].sub_(now[part], alpha=centre).add_(R[part]).mul_(2 * new / half)
+            scaled.sub_(before[part].mul_(new * ratio))
+        before, now, ratio = now, later, new
     return now
 
 
@@ -189,8 +237,7 @@ def block_eigenpairs(
         X = rough(X)
     block, cycle = started(multiply, X, spare.double()), multigrid() if at_once else None
     for count in range(STEPS):
-        R = block.residual
-        size = torch.linalg.vector_norm(R, dim=0)
+        size = block.sizes
         if size[:k].max() <= tolerance / 2:
             break
         cut = float(block.values[-1])
@@ -198,15 +245,15 @@ def block_eigenpairs(
         active = size > tolerance / 4
         if cycle is None and count > 1 and gain * DEGREES[1] >= GAIN:
             active[k:] = False  # behind a wide gap they have done their part
-        R, theta = R[:, active] / size[active], block.values[active]
         if cycle is None and count > 1 and math.log(float(size[:k].max()) / tolerance) > gain * AFFORDABLE:
             cycle = multigrid()
+        R = block.residual(active, size[active])
         if cycle is None:
-            W = filtered(rough, R.float(), theta, degree_for(gain, EARLY if count < 2 else DEGREES[1]), cut, low)
+            degree = degree_for(gain, EARLY if count < 2 else DEGREES[1])
+            R = filtered(rough, R, block.values[active], degree, cut, low)
         else:
-            W = cycle(R)
-        del R
-        block = step(multiply, block, W, active)
+            R = cycle(R)
+        block = step(multiply, block, R, active)
     return block.values[:k], block.basis[:, :k]
 
 

@@ -59,31 +59,44 @@ class Multigrid:
         self.coarsest = torch.from_numpy(np.linalg.inv(hierarchy[-1].A.toarray())).float()
 
     def __call__(self, R: Float[Tensor, "N c"]) -> Float[Tensor, "N c"]:
-        """Run one cycle on the columns of R, each up to its own positive factor; float32."""
-        return self._cycle((R / torch.linalg.vector_norm(R, dim=0).clamp_min(1e-300)).float(), 0)
+        """Run one cycle on the columns of R, whose lengths float32 must hold; float32."""
+        return self._cycle(R.float(), 0)
 
     def _cycle(self, b: Tensor, depth: int) -> Tensor:
         if depth == len(self.levels):
             return self.coarsest @ b
         level = self.levels[depth]
         x = _smoothed(level, b, None)
-        x = x + level.prolong @ self._cycle(level.restrict @ (b - level.matrix @ x), depth + 1)
+        x += level.prolong @ self._cycle(level.restrict @ _left(level, b, x), depth + 1)
         return _smoothed(level, b, x)
 
 
+def _left(level: Level, b: Tensor, x: Tensor) -> Tensor:
+    """Compute b - A x, in the memory of the product."""
+    product = level.matrix @ x
+    return torch.sub(b, product, out=product)
+
+
 def _smoothed(level: Level, b: Tensor, x: Tensor | None) -> Tensor:
-    r"""Run Chebyshev iteration for $D^{-1} A x = D^{-1} b$ on the upper part of the spectrum, from x (None: zero)."""
+    r"""Run Chebyshev iteration for $D^{-1} A x = D^{-1} b$ on the upper part of the spectrum, from x (None: zero).
+
+    It writes over x.
+    """
     centre, half = level.top * (1 + 1 / BAND) / 2, level.top * (1 - 1 / BAND) / 2
     sigma = centre / half
     rho = 1 / sigma
-    r = level.inverse_diagonal * (b if x is None else b - level.matrix @ x)
-    d = r / centre
-    x = d if x is None else x + d
+    if x is None:
+        d = b * (level.inverse_diagonal / centre)
+        x = d.clone()
+    else:
+        d = _left(level, b, x).mul_(level.inverse_diagonal / centre)
+        x += d
     for _ in range(SMOOTHING - 1):
-        r = level.inverse_diagonal * (b - level.matrix @ x)
+        r = _left(level, b, x).mul_(level.inverse_diagonal)
         new = 1 / (2 * sigma - rho)
-        d, rho = new * rho * d + 2 * new / half * r, new
-        x = x + d
+        d.mul_(new * rho).add_(r, alpha=2 * new / half)
+        rho = new
+        x += d
     return x
 
 

@@ -101,7 +101,7 @@ def sparse_eigenpairs(
             found = _blocks(factors, matrix, first, k, tolerance, at_once=name == "lobpcg")
         if found is not None:
             values, vectors = (torch.from_numpy(np.ascontiguousarray(x)) for x in found)
-            pairs = _finish(values, vectors, torch.from_numpy(_operator(factors) @ vectors.numpy()))
+            pairs = _finish(values, vectors, _product(factors, torch.float64)(vectors))
             best = min(best, float(pairs.residuals.max()))
             if best <= tolerance:
                 return pairs

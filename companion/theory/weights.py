@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.sparse import block_array, coo_array, csr_array, diags_array, issparse
+from scipy.sparse import block_array, coo_array, csr_array, issparse
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
@@ -109,7 +109,10 @@ def scaled(left: Tensor, M: Any, right: Tensor) -> Any:
     """Compute diag(left) M diag(right)."""
     if isinstance(M, Tensor):
         return left[:, None] * M * right
-    return csr_array(diags_array(left.numpy()) @ M @ diags_array(right.numpy()))
+    M = csr_array(M, copy=True)
+    M.data = M.data * np.repeat(left.numpy(), np.diff(M.indptr))
+    M.data *= right.numpy()[M.indices]
+    return M
 
 
 def times(M: Any, X: Tensor) -> Tensor:

@@ -120,10 +120,10 @@ def test_a_step_never_loses_and_keeps_its_invariants():
     graph = example("neighbours")
     A = torch.from_numpy(graph.normalized.toarray())
     X = torch.randn(800, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    block = started(lambda V: A @ V, X, X)
+    block, everything = started(lambda V: A @ V, X, X), torch.ones(6, dtype=torch.bool)
     for _ in range(4):
         before = block.values
-        block = step(lambda V: A @ V, block, block.residual, block.values < 0.999)
+        block = step(lambda V: A @ V, block, block.residual(everything, block.sizes), block.values < 0.999)
         assert (block.values >= before - 1e-13).all()
         eye = torch.eye(block.basis.shape[1], dtype=torch.float64)
         assert torch.allclose(block.basis.T @ block.basis, eye, atol=1e-12)
