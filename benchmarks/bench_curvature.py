@@ -3,6 +3,7 @@
 import math
 import statistics
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -10,18 +11,18 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.measure import Measurement, floor, flops, paired, summary, versus
-from companion.theory.curvature import hessian, hessian_trace, hvp, of_module
+from companion.theory.controlled_trace import controlled_hessian_trace
+from companion.theory.curvature import TraceEstimate, hessian, hessian_trace, hvp, of_module
 
 PROBES, REPETITIONS = 60, 400
-CASES = ((3, "hutchinson"), (3, "hutch++"), (1, "hutchinson"))  # in per cent of the trace
+CASES = {3: ("hutchinson", "hutch++"), 1: ("hutchinson",)}  # per cent of the trace: curvlinops's methods
 TOGETHER = 60  # probes differentiated at once
 METHODS = ("hutchinson", "hutch++")
 AT_ONCE = {"hutchinson": f"{TOGETHER} products at once", "hutch++": "a third of the products at once, as it comes"}
 MISSED = (
-    "both libraries let torch differentiate forward over reverse for many vectors at once, and half of the time goes "
-    "to element-wise operations on these batches, which are the same; next: the second Taylor coefficient of the loss "
-    "along a probe, which needs no backward pass and about half of the matrix products, by a rule for each operation; "
-    "torch's recorded tangent program (linearize) saves a sixth but takes 0.7 s to record"
+    "fewer products by the control variate, but each is forward over reverse in both libraries, half of it "
+    "element-wise operations on batches of probes; next: the second Taylor coefficient of the loss along a probe, "
+    "which needs no backward pass, by a rule for each operation"
 )
 ALIKE = (
     "with many sentences the products themselves take the time, which a batch of probes does not make fewer; next: as "
@@ -82,38 +83,48 @@ def looped(loss, params) -> float:
     return statistics.fmean(terms)
 
 
-def coverage(loss, params, truth: float, method: str, probes: str, samples: int) -> float:
+def coverage(estimate: Callable[..., TraceEstimate], truth: float, probes: str, samples: int) -> float:
     """Share of independent estimates whose interval holds the truth, in per cent."""
     generator, hits = torch.Generator().manual_seed(1), 0
     for _ in range(REPETITIONS):
-        found = hessian_trace(loss, params, method=method, samples=samples, probes=probes, generator=generator)
-        low, high = found.interval()
+        low, high = estimate(samples=samples, probes=probes, generator=generator).interval()
         hits += low <= truth <= high
     return 100 * hits / REPETITIONS
 
 
-def products_for(error: float, loss, params, method: str) -> int:
+def products_for(error: float, method: Callable[[int], TraceEstimate]) -> int:
     """Products, a multiple of three, whose standard error is `error` or less: more until it is, by the root law."""
     m = 300
     while True:
-        generator = torch.Generator().manual_seed(0)
-        found = hessian_trace(loss, params, method=method, samples=m, chunk=TOGETHER, generator=generator)
+        found = method(m)
         if found.stderr <= error:
             return m
         m = 3 * math.ceil(m * min(4.0, (found.stderr / error) ** 2) / 3)
 
 
 def against_curvlinops() -> list[Measurement]:
-    """Time to a standard error of 3 % and of 1 % of the trace, with the same number of products in both libraries."""
+    """Time to a standard error of 3 % and of 1 % of the trace; each method with as many products as it needs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of the import only: torch.jit is deprecated
         from curvlinops import HessianLinearOperator, hutchinson_trace, hutchpp_trace
     model, x, y = transformer()
     params, call = of_module(model)
+    size = sum(p.numel() for p in params.values())
 
     def loss(p):
         return functional.cross_entropy(call(p, x), y)
 
+    def seeded() -> dict:
+        return {"chunk": TOGETHER, "generator": torch.Generator().manual_seed(0)}
+
+    def one(p, tokens):
+        return call(p, tokens[None])[0]
+
+    mine: dict[str, Callable[[int], TraceEstimate]] = {
+        "hutchinson": lambda m: hessian_trace(loss, params, samples=m, **seeded()),
+        "hutch++": lambda m: hessian_trace(loss, params, method="hutch++", samples=m, **seeded()),
+        "controlled": lambda m: controlled_hessian_trace(one, params, x, y, samples=m, **seeded()),
+    }
     generator = torch.Generator().manual_seed(1)
     trace = abs(hessian_trace(loss, params, samples=2000, chunk=TOGETHER, generator=generator).value)
     work = flops(lambda: hessian_trace(loss, params, samples=TOGETHER)) / TOGETHER
@@ -126,31 +137,32 @@ def against_curvlinops() -> list[Measurement]:
                 hutchinson_trace(operator, TOGETHER)
 
         theirs = {"hutchinson": hutchinson, "hutch++": lambda m: hutchpp_trace(operator, m)}
-        for percent, method in CASES:
-            m = products_for(percent / 100 * trace, loss, params, method)
-
-            def ours(method=method, m=m) -> object:
-                generator = torch.Generator().manual_seed(0)
-                return hessian_trace(loss, params, method=method, samples=m, chunk=TOGETHER, generator=generator)
-
-            calls = {"ours": ours, "theirs": lambda method=method, m=m: theirs[method](m)}
+        for percent, methods in CASES.items():
+            needed = {name: products_for(percent / 100 * trace, mine[name]) for name in (*methods, "controlled")}
+            calls = {name: lambda name=name: mine[name](needed[name]) for name in needed}  # noqa: B023 - called here
+            calls |= {f"{name}, curvlinops": lambda name=name: theirs[name](needed[name]) for name in methods}  # noqa: B023
             found = paired(calls, n=5 if percent == 3 else 1, warm=int(percent == 3))
-            what, size = f"{method}, standard error {percent} %", sum(p.numel() for p in params.values())
-            rows.append(
-                summary(
-                    what,
-                    found["ours"],
+            error = f"standard error {percent} %"
+
+            def row(name: str, peer: str, products=needed, times=found, end=error, **rest: object) -> Measurement:
+                note = f"{products[name]} products, transformer of {size:,} parameters, 32 sentences, float32"
+                return summary(
+                    f"{name}, {end}",
+                    times[name],
                     "s",
-                    f"{m} products, transformer of {size:,} parameters, 32 sentences, float32",
-                    ratio=versus(found["ours"], found["theirs"]),
-                    peer="curvlinops",
-                    goal=(2.0, None),
-                    missed=MISSED,
-                    floor=floor(flops=work * m),
+                    note,
+                    ratio=versus(times[name], times[f"{peer}, curvlinops"]),
+                    peer=f"{peer}, curvlinops",
+                    floor=floor(flops=work * products[name]),
                     floor_says="products with the Hessian, matrix products only",
+                    **rest,
                 )
-            )
-            rows.append(summary(f"{what}, curvlinops", found["theirs"], "s", AT_ONCE[method]))
+
+            for name in methods:
+                rows.append(row("controlled", name, goal=(2.0, None), missed=MISSED))
+                rows.append(row(name, name))
+                note = f"{needed[name]} products; {AT_ONCE[name]}"
+                rows.append(summary(f"{name}, {error}, curvlinops", found[f"{name}, curvlinops"], "s", note))
     return rows
 
 
@@ -201,9 +213,13 @@ def measure() -> list[Measurement]:
 
     truth = float(hessian(small, params).trace())
     what = "coverage of the 95 % interval over 400 repetitions"
-    for method in METHODS:
+    estimates: dict[str, Callable[..., TraceEstimate]] = {
+        name: lambda name=name, **rest: hessian_trace(small, params, method=name, **rest) for name in METHODS
+    }
+    estimates["controlled"] = lambda **rest: controlled_hessian_trace(call, params, x, y, **rest)
+    for method, estimate in estimates.items():
         for probes in ("rademacher", "gaussian"):
-            share = coverage(small, params, truth, method, probes, 30)
+            share = coverage(estimate, truth, probes, 30)
             note = f"30 products, {sum(p.numel() for p in params.values()):,} parameters"
             why = "the interval is Student's, for normal terms; next: more terms, or quantiles of the terms themselves"
             rows.append(summary(f"{what}, {method}, {probes}", [share], "%", note, goal=(92.0, 98.0), missed=why))

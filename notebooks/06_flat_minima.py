@@ -65,6 +65,7 @@ from companion.lab.train import Options
 from companion.ledger.figures import COLORS
 from companion.progress import track
 from companion.theory import curvature, flatness
+from companion.theory.controlled_trace import controlled_hessian_trace
 from companion.theory.flatness import drift, majority_heads, majority_trace, saturation, slow_flow, soft_majority
 from companion.theory.flatness.soup import second_order, soup
 
@@ -506,6 +507,45 @@ _ = ax.set(xlabel="excess loss (nats)", ylabel="relative mismatch", xlim=(excess
 # its own standard error: squared gradients with labels of the model at the minimiser; Hutchinson's, $z^\top Hz$ with
 # random signs $z$ {cite:p}`hutchinson1989,girard1989fast`, and Hutch++ {cite:p}`meyer2021hutch`, which first finds the
 # range of the largest eigenvalues, off saturation.
+#
+# The decomposition of {prf:ref}`prop-flat-three-traces` gives a fourth. What a random probe does to $G$ is known:
+# $\tr G$ can be had without chance, by {prf:ref}`cor-flat-cheap-trace` with the mean over all labels in place of a draw.
+# So it tells by how much the probe has overstated $\tr H$.
+#
+# ```{prf:proposition} The Gauss–Newton matrix as a control variate
+# :label: prop-flat-control-variate
+#
+# For a probe $z$ with $\E zz^\top=I$ let $h=z^\top Hz$ and
+#
+# $$
+# g=z^\top Gz=\E_c\operatorname{Var}_{v\sim q}\bigl[(Jz)_v\bigr] .
+# $$ (eq-flat-control-form)
+#
+# 1. For every number $b$, $h-b\,(g-\tr G)$ is an unbiased estimate of $\tr H$. So is the mean over $m$ independent
+#    probes if each half of them takes for $b$ what the other half suggests.
+# 2. For Gaussian probes its variance is $2\norm{H-bG}_F^2$, least at $b=\langle H,G\rangle/\norm G_F^2$, where it is
+#    $(1-\rho^2)$ times that of $h$, $\rho=\langle H,G\rangle/(\norm H_F\norm G_F)$. For random signs the same holds of
+#    the matrices without their diagonals. At saturation it is zero with $b=1$.
+# 3. The derivative of the logits along $z$, $Jz$, appears in computing $Hz$: there is nothing more to differentiate.
+#
+# *A control variate in the sense of any textbook on simulation; that this one is free is the companion's own remark.*
+# ```
+#
+# ````{dropdown} Proof
+# :class-container: proof-box
+#
+# With {prf:ref}`cor-flat-cheap-trace`, $z^\top Gz=\E_c(Jz)^\top(\diag q-qq^\top)(Jz)$, which is
+# $\E_c\bigl[\sum_vq_v(Jz)_v^2-(\sum_vq_v(Jz)_v)^2\bigr]$: {eq}`eq-flat-control-form`. (1) For every symmetric $A$,
+# $\E z^\top Az=\tr(A\,\E zz^\top)=\tr A$; so $\E[g-\tr G]=0$. If $b$ is made from other probes it is independent of
+# $h$ and $g$, and $\E[b\,(g-\tr G)]=\E b\cdot0$. (2) The estimate is $z^\top(H-bG)z+b\tr G$, so ask for the variance
+# of $z^\top Az=\sum_{ij}A_{ij}z_iz_j$. For Gaussian $z$, Isserlis gives
+# $\E z_iz_jz_kz_l=\delta_{ij}\delta_{kl}+\delta_{ik}\delta_{jl}+\delta_{il}\delta_{jk}$, hence
+# $\E(z^\top Az)^2=(\tr A)^2+2\norm A_F^2$. For random signs $z_i^2=1$, the diagonal adds a constant, and of the products
+# $z_iz_jz_kz_l$ with $i\ne j$, $k\ne l$ only those with $\{i,j\}=\{k,l\}$ have a mean, 1: the variance is
+# $2\sum_{i\ne j}A_{ij}^2$. In both cases it is twice a squared norm of $H-bG$, a parabola in $b$; its minimum is that of
+# the projection of $H$ on $G$. At saturation $H=G$ by {prf:ref}`thm-flat-bartlett`. (3) $Hz$ is the derivative along $z$
+# of $\nabla\mathcal L=\E_cJ^\top(q-p)$, and $q$ changes by $(\diag q-qq^\top)Jz$. $\square$
+# ````
 
 
 # %%
@@ -529,6 +569,24 @@ for control, method in (("", "hutch++"), ("-hutchinson", "hutchinson")):
     found = curvature.hessian_trace(exact_loss, minimiser, method=method, samples=60, generator=source)
     ledger.record("flatness.few-directions" + control, abs(found.value / exact.hessian - 1))
 
+signs = torch.Generator().manual_seed(seed + 619)
+off, at_floor = (
+    controlled_hessian_trace(
+        flatness.softmax_net.logits, at, contexts, truth, weights=weights, samples=probes, generator=signs
+    )
+    for at in (drawn, minimiser)
+)
+ledger.record("flatness.trace-controlled", (off.value - away.hessian) / off.stderr, n=off.samples)
+ledger.record("flatness.trace-controlled-other", (off.value - away.gauss_newton) / off.stderr, n=off.samples)
+plain = [curvature.hessian_trace(exact_loss, at, samples=probes, generator=signs) for at in (drawn, minimiser)]
+ledger.record("flatness.controlled-saturation", abs(at_floor.value / exact.hessian - 1))
+ledger.record("flatness.controlled-saturation-plain", abs(plain[1].value / exact.hessian - 1))
+pair = loss_hessian(drawn), saturation.gauss_newton(flatness.softmax_net.logits, drawn, contexts, weights)
+h, g = (A - A.diag().diag() for A in pair)
+least = 2 * float((h - (h * g).sum() / g.square().sum() * g).square().sum()) / probes
+ledger.record("flatness.controlled-variance", off.stderr**2 / least)
+ledger.record("flatness.controlled-variance-plain", plain[0].stderr ** 2 / least)
+
 # %% [markdown]
 # The distances are {measured}`flatness.cheap-trace|.1f` standard errors for the cheap trace
 # {verdict}`flatness.cheap-trace`, {measured}`flatness.trace-hutchinson|.1f` for Hutchinson's
@@ -539,6 +597,13 @@ for control, method in (("", "hutch++"), ("-hutchinson", "hutchinson")):
 # minimiser the Hessian has rank eighteen, and twenty of the sixty products of Hutch++ find all of it, so that nothing
 # is left to chance {verdict}`flatness.few-directions`; Hutchinson's sixty are
 # {measured}`flatness.few-directions-hutchinson|percent` off.
+#
+# With the Gauss–Newton matrix as a control variate, {measured}`flatness.trace-controlled|.1f` standard errors off
+# {verdict}`flatness.trace-controlled`, the square of the standard error is {measured}`flatness.controlled-variance|.2f`
+# times what the matrices predict {verdict}`flatness.controlled-variance`; Hutchinson's with as many probes,
+# {measured}`flatness.controlled-variance-plain|.1f` times that. At the minimiser every probe finds the trace, up to
+# rounding {verdict}`flatness.controlled-saturation`. What it brings in time is in the record
+# (`benchmarks/RECORDS.md`, curvature).
 
 # %% [markdown]
 # ## SGD drifts along the minimisers
@@ -3859,6 +3924,10 @@ _ = axes[0].set_ylabel("points above the best single")
 #   - {prf:ref}`cor-flat-cheap-trace`\
 #     `fisher.fisher_trace`\
 #     `test_flatness_saturation.py::test_every_estimator_finds_the_trace_at_saturation`
+# * - a control variate for the trace$^*$
+#   - {prf:ref}`prop-flat-control-variate`\
+#     `controlled_trace.controlled_hessian_trace`\
+#     `test_controlled_trace.py::test_it_is_unbiased_with_the_variance_that_the_matrices_give_and_an_honest_error`
 # * - off saturation
 #   - {prf:ref}`prop-flat-off`\
 #     `flatness.saturation.mismatch`\

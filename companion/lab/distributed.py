@@ -180,13 +180,14 @@ class _Normalised(torch.autograd.Function):
     """Rows less their mean, over their standard deviation, times weight, plus bias; both moments those of all workers.
 
     One message there, each worker's own moments, and one back, the sums over rows of the gradient and of its product
-    with the output's normalised rows. What is done for each row is left to torch's batch norm with given moments.
+    with the output's normalised rows. What is done for each row is left to torch's batch norm with given moments, which
+    takes bfloat16 rows with float32 moments as it does in one process.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        own = x.new_zeros(2, x.shape[1])  # this worker's mean and variance; torch.var_mean takes many times as long
-        nn.functional.batch_norm(x, own[0], own[1], training=True, momentum=1.0)
+        own = weight.new_zeros(2, x.shape[1])  # this worker's moments; torch.var_mean takes much longer
+        torch.batch_norm_update_stats(x, own[0], own[1], momentum=1.0)
         n = x.numel() // x.shape[1]
         means, variances = gather(own[None]).unbind(1)  # (workers, channels) each
         variances = variances * ((n - 1) / n)  # torch keeps the unbiased one
@@ -205,11 +206,13 @@ class _Normalised(torch.autograd.Function):
         (y, leaves, mean, scale), ctx.kept = ctx.kept, None  # memory is free before the loss is
         x, weight, _ = leaves
         by_x, by_weight, by_bias = torch.autograd.grad(y, leaves, gradients[0])
-        shape = [-1 if axis == 1 else 1 for axis in range(x.ndim)]
         both = sum_over_workers(torch.stack([by_weight, by_bias])) / (workers() * x.numel() / len(mean))
-        slope = -weight * scale.square() * both[0]
-        offset = -weight * scale * both[1] - slope * mean
-        return by_x.addcmul_(x.detach(), slope.view(shape)).add_(offset.view(shape)), by_weight, by_bias, None
+        slope = -weight.detach() * scale.square() * both[0]
+        offset = -weight.detach() * scale * both[1] - slope * mean
+        nought, one = torch.zeros_like(mean), torch.ones_like(mean)
+        # x slope + offset in one pass over the rows
+        line = nn.functional.batch_norm(x.detach(), nought, one, slope, offset, training=False, eps=0.0)
+        return by_x.add_(line), by_weight, by_bias, None
 
 
 class GlobalBatchNorm(_BatchNorm):
@@ -224,10 +227,10 @@ class GlobalBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)
-        x = input.float() if input.dtype == torch.bfloat16 else input  # moments want more than eight bits
-        ones, zeros = x.new_ones(self.num_features), x.new_zeros(self.num_features)
+        exact = torch.promote_types(input.dtype, torch.float32)  # moments want more than bfloat16's eight bits
+        ones, zeros = torch.ones_like(self.running_mean, dtype=exact), torch.zeros_like(self.running_mean, dtype=exact)
         weight, bias = (ones if self.weight is None else self.weight), (zeros if self.bias is None else self.bias)
-        y, mean, variance = _Normalised.apply(x, weight, bias, self.eps)  # type: ignore[misc]
+        y, mean, variance = _Normalised.apply(input, weight, bias, self.eps)  # type: ignore[misc]
         with torch.no_grad():
             assert self.running_mean is not None
             assert self.running_var is not None
@@ -237,7 +240,7 @@ class GlobalBatchNorm(_BatchNorm):
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * n / (n - 1), self.momentum)
-        return y.to(input.dtype)
+        return y
 
 
 def with_global_batch_norm(model: nn.Module) -> nn.Module:

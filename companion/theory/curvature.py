@@ -27,6 +27,7 @@ __all__ = [
     "TraceEstimate",
     "of_module",
     "twice_differentiable",
+    "draw_probes",
     "hvp",
     "hessian",
     "hessian_trace",
@@ -157,7 +158,7 @@ def hessian_trace(
 
     def draw(n: int) -> Iterator[Tensor]:
         for start in range(0, n, chunk):
-            yield _probes(min(n - start, chunk), count, probes, generator).to(device)
+            yield draw_probes(min(n - start, chunk), count, probes, generator).to(device)
 
     exact, basis, rest = 0.0, None, samples
     if method == "hutch++":
@@ -227,7 +228,7 @@ def _products(loss: Loss, params: Params, name: str) -> tuple[Callable[[Tensor],
     return together(product), together(form)
 
 
-def _probes(n: int, count: int, kind: str, generator: torch.Generator | None) -> Tensor:
+def draw_probes(n: int, count: int, kind: str, generator: torch.Generator | None) -> Tensor:
     """Draw n probes, shape (n, count), so that the stream does not depend on how many are drawn at once."""
     device = "cpu" if generator is None else generator.device
     if kind == "gaussian":  # a call of its own for each: torch fills long tensors block by block

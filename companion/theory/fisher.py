@@ -60,7 +60,7 @@ def fisher_trace(
         >>> estimate.value  # x^2 q (1 - q)
         1.0
     """
-    squares = _squared_gradients(logits, params, inputs, labels, generator, chunk, "fisher_trace")
+    squares = squared_gradients(logits, params, inputs, labels, generator, chunk, "fisher_trace")
     return estimate(torch.stack(list(squares.values())).sum(0), "fisher_trace")
 
 
@@ -84,11 +84,11 @@ def fisher_traces(
         >>> {k: e.value for k, e in fisher_traces(law, at, torch.tensor([2.0, 2.0]), labels="all").items()}
         {'a': 1.0, 'b': 0.25}
     """
-    squares = _squared_gradients(logits, params, inputs, labels, generator, chunk, "fisher_traces")
+    squares = squared_gradients(logits, params, inputs, labels, generator, chunk, "fisher_traces")
     return {name: estimate(values, "fisher_traces") for name, values in squares.items()}
 
 
-def _squared_gradients(
+def squared_gradients(
     logits: Logits,
     params: Params,
     inputs: Any,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypedDict, Unpack, runtime_checkable
@@ -62,7 +61,7 @@ def fit(model: nn.Module, sample_pairs: Pairs, loss: Loss, options: Options, **k
     options = replace(options, bf16=options.bf16 and precision.bfloat16_is_fast(device))
     layout = torch.channels_last if options.channels_last else torch.preserve_format
     model.to(memory_format=layout)  # type: ignore[call-overload]
-    cast = torch.autocast(device.type, torch.bfloat16) if options.bf16 else nullcontext()
+    cast = precision.autocast(device, options.bf16)
     rows = distributed.own_rows(options.batch_size)
 
     def objective(generator: torch.Generator) -> Tensor:
