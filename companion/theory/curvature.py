@@ -105,6 +105,7 @@ def hessian_trace(
     *,
     method: Literal["hutchinson", "hutch++"] = "hutchinson",
     samples: int = 100,
+    sketch: int | None = None,
     probes: Literal["rademacher", "gaussian"] = "rademacher",
     chunk: int | None = None,
     generator: torch.Generator | None = None,
@@ -113,19 +114,21 @@ def hessian_trace(
 
     * "hutchinson": the mean of $z_i^\top Hz_i$, for $\E z^\top Hz=\operatorname{tr}(H\,\E zz^\top)$. The variance of a
       term is $2\lVert H\rVert_F^2$ for Gaussian probes, and less by $2\sum_iH_{ii}^2$ for Rademacher ones.
-    * "hutch++": a third of the products finds an orthonormal basis $Q$ of the range of $HS$, $S$ random; the trace on
-      it is exact, and Hutchinson's estimate is left the rest,
+    * "hutch++": some of the products find an orthonormal basis $Q$ of the range of $HS$, $S$ random; the trace on
+      it is exact, for as many products more, and Hutchinson's estimate is left the rest,
 
       $$\operatorname{tr}(Q^\top HQ)+\frac1n\sum_iz_i^\top(I-QQ^\top)H(I-QQ^\top)z_i .$$
 
       Given $Q$, which is independent of the $z_i$, only the second sum is random: its spread is the standard error.
-      It wins where few eigenvalues carry the trace; it holds a third of the probes in memory at once.
+      It wins where few eigenvalues carry the trace; it holds the columns of $Q$ in memory at once.
 
     Args:
         loss: twice differentiable function from parameters to a scalar, the same at every call.
         params: where, any float dtype; sums are taken in float64.
         method: "hutchinson" or "hutch++".
         samples: products with the Hessian in all; at least 2, for "hutch++" at least 6.
+        sketch: columns of $S$, for "hutch++" alone; None is the paper's third of the samples, good where the rest is
+            small. Where it is not, fewer leave more for the rest (an eighth in `benchmarks/RECORDS.md`, curvature).
         probes: "rademacher", independent signs, or "gaussian".
         chunk: probes that are differentiated at once (vmap); changes memory and time only. None for all.
         generator: source of the probes; they are drawn on its device.
@@ -151,6 +154,11 @@ def hessian_trace(
         )
     if samples < least:
         raise ValueError(f'{name}: "{method}" needs {least} samples at least, for a standard error; got {samples}')
+    if sketch is not None and (method != "hutch++" or not 1 <= sketch <= samples // 2 - 1):
+        raise ValueError(
+            f'{name}: sketch is for "hutch++", at least 1 and so that two samples are left besides twice as many; '
+            f'got sketch={sketch} with samples={samples} and "{method}"'
+        )
     params = checked(params, name)
     chunk = in_chunks(chunk, samples, name)
     count, product, form = sum(p.numel() for p in params.values()), *_products(loss, params, name)
@@ -162,10 +170,11 @@ def hessian_trace(
 
     exact, basis, rest = 0.0, None, samples
     if method == "hutch++":
-        size = min(samples // 3, count)
+        columns = samples // 3 if sketch is None else sketch
+        size = min(columns, count)
         basis = torch.linalg.qr(torch.cat([product(some) for some in draw(size)]).T).Q
         exact = sum(float(form(some).sum()) for some in basis.T.split(chunk))
-        rest = samples - 2 * (samples // 3)
+        rest = samples - 2 * columns
     terms = []
     for Z in draw(rest):
         terms.append(form(Z if basis is None else Z.double() - (Z.double() @ basis) @ basis.T))

@@ -216,6 +216,39 @@ def test_hutch_plus_plus_spends_the_samples_it_is_given(samples, rest):
     assert hessian_trace(loss, params, method="hutch++", samples=samples, generator=source()).samples == rest
 
 
+def test_a_smaller_sketch_leaves_more_for_the_rest_and_pays_where_the_spectrum_is_flat():
+    A = gaussian(60, 60)
+    A = A @ A.T  # no few eigenvalues carry its trace
+    loss, params = quadratic(A)
+    seeds = range(60)
+    some, third = (
+        [
+            hessian_trace(loss, params, method="hutch++", samples=48, sketch=sketch, generator=source(i))
+            for i in range(60)
+        ]
+        for sketch in (6, None)
+    )
+    assert {found.samples for found in some} == {36}
+    assert {found.samples for found in third} == {16}
+    for found in (some, third):
+        values = torch.tensor([estimate.value for estimate in found])
+        assert abs(float(values.mean() - A.trace())) < 3 * float(values.std()) / math.sqrt(60)
+    U, _ = torch.linalg.qr(gaussian(60, 6))
+    few, at = quadratic(U @ U.T)  # control: six directions are all there is
+    sharp, blunt = (
+        hessian_trace(few, at, method="hutch++", samples=48, sketch=sketch, generator=source()) for sketch in (6, 5)
+    )
+    assert sharp.stderr < 1e-12 < 1e-3 < blunt.stderr
+    assert sharp.value == pytest.approx(6, abs=1e-11)
+
+
+@pytest.mark.parametrize(("sketch", "method"), [(0, "hutch++"), (24, "hutch++"), (4, "hutchinson")])
+def test_a_sketch_that_does_not_fit_is_refused(sketch, method):
+    loss, params = quadratic(torch.eye(6).double())
+    with pytest.raises(ValueError, match=rf"got sketch={sketch} with samples=48"):
+        hessian_trace(loss, params, method=method, samples=48, sketch=sketch)
+
+
 def test_the_estimate_does_not_depend_on_chunks_and_does_on_the_seed(attention):
     _, params, loss, *_ = attention
     for method in ("hutchinson", "hutch++"):
