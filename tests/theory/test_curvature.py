@@ -220,14 +220,12 @@ def test_a_smaller_sketch_leaves_more_for_the_rest_and_pays_where_the_spectrum_i
     A = gaussian(60, 60)
     A = A @ A.T  # no few eigenvalues carry its trace
     loss, params = quadratic(A)
-    seeds = range(60)
-    some, third = (
-        [
-            hessian_trace(loss, params, method="hutch++", samples=48, sketch=sketch, generator=source(i))
-            for i in range(60)
-        ]
-        for sketch in (6, None)
-    )
+
+    def estimates(sketch: int | None) -> list[TraceEstimate]:
+        given = {"method": "hutch++", "samples": 48, "sketch": sketch}
+        return [hessian_trace(loss, params, generator=source(seed), **given) for seed in range(60)]
+
+    some, third = estimates(6), estimates(None)
     assert {found.samples for found in some} == {36}
     assert {found.samples for found in third} == {16}
     for found in (some, third):
