@@ -228,7 +228,7 @@ class GlobalBatchNorm(_BatchNorm):
             return super().forward(input)
         self._check_input_dim(input)
         exact = torch.promote_types(input.dtype, torch.float32)  # moments want more than bfloat16's eight bits
-        ones, zeros = torch.ones_like(self.running_mean, dtype=exact), torch.zeros_like(self.running_mean, dtype=exact)
+        ones, zeros = (make(self.num_features, dtype=exact) for make in (input.new_ones, input.new_zeros))
         weight, bias = (ones if self.weight is None else self.weight), (zeros if self.bias is None else self.bias)
         y, mean, variance = _Normalised.apply(input, weight, bias, self.eps)  # type: ignore[misc]
         with torch.no_grad():

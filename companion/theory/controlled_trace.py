@@ -132,7 +132,8 @@ def _forms(
     def both(row: Tensor) -> tuple[Tensor, Tensor]:
         parts = zip(params.items(), row.split(sizes), strict=True)
         v = {key: part.reshape(like.shape).to(like.dtype) for (key, like), part in parts}
-        (_, z), (Hv, Jv) = jvp(lambda at: grad(loss, has_aux=True)(at), (params,), (v,))
+        along = jvp(grad(loss, has_aux=True), (params,), (v,))
+        z, (Hv, Jv) = along[0][1], along[1]
         q = z.double().softmax(1)
         Jv = Jv.double()
         spread = (q * (Jv - (q * Jv).sum(1, keepdim=True)).square()).sum(1)

@@ -5,6 +5,8 @@ of two such is a product of two numbers. `companion.theory.ntk.empirical` calls 
 "dense".
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -48,6 +50,29 @@ def gram(left: list[Tensor], right: list[Tensor]) -> Float[Tensor, "N q"]:
             known = top if right is left else 0
             K[own, known:] += A[own] @ B[known:].T
     return K.triu() + K.triu(1).T if right is left else K
+
+
+def noted(
+    model: nn.Module, layers: Sequence[nn.Module], x: Tensor
+) -> tuple[Tensor, dict[nn.Module, list[tuple[Tensor, Tensor]]]]:
+    """Pass points, and note what goes into and out of each of these layers at each use, with the graph to go back."""
+    seen: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
+
+    def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        seen[layer].append((inputs[0].detach(), output))
+        return output.clone()  # an in-place activation must not overwrite what was kept
+
+    hooks = [layer.register_forward_hook(keep) for layer in layers]
+    try:
+        return model(x), seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def gradients(f: Tensor, by: list[Tensor]) -> tuple[Tensor, ...]:
+    """Derivatives, zero where nothing depends."""
+    return torch.autograd.grad(f, by, retain_graph=True, allow_unused=True, materialize_grads=True)
 
 
 @torch.enable_grad()
@@ -116,18 +141,7 @@ class _Passed:
     """Points that have passed through a model: what came into its linear layers, and the graph to go back."""
 
     def __init__(self, model: nn.Module, layers: list[nn.Linear], x: Tensor, outputs: list[int]) -> None:
-        seen: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
-
-        def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            seen[layer].append((inputs[0].detach(), output))
-            return output.clone()  # an in-place activation must not overwrite what was kept
-
-        hooks = [layer.register_forward_hook(keep) for layer in layers]
-        try:
-            self.f = model(x)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        self.f, seen = noted(model, layers, x)
         for layer, calls in seen.items():
             shapes = [tuple(a.shape) for a, _ in calls]
             if len(calls) != 1 or len(shapes[0]) != 2 or shapes[0][0] != len(x):
@@ -141,21 +155,12 @@ class _Passed:
 
     def gradients(self, output: int) -> list[Tensor]:
         """Return the derivatives of one output by the outputs of each layer, (n, width), float64."""
-        g = torch.autograd.grad(
-            self.f[:, output].sum(), self.sums, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        return [g_l.double() for g_l in g]
+        return [g.double() for g in gradients(self.f[:, output].sum(), self.sums)]
 
     def _check_weights(self, layers: list[nn.Linear], outputs: list[int]) -> None:
         """Compare one gradient by weights with autograd's: a weight may also be used outside its layer."""
         owned = [(i, p) for i, layer in enumerate(layers) for p in layer.parameters() if p.requires_grad]
-        found = torch.autograd.grad(
-            self.f[:, outputs].sum(),
-            [*self.sums, *(p for _, p in owned)],
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
+        found = gradients(self.f[:, outputs].sum(), [*self.sums, *(p for _, p in owned)])
         for (i, p), gradient in zip(owned, found[len(layers) :], strict=True):
             a, g = self.inputs[i], found[i]
             expected, size = (g.T @ a, g.abs().T @ a.abs()) if p.ndim == 2 else (g.sum(0), g.abs().sum(0))

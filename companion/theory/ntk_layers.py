@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from companion.theory.ntk_dense import gram, rounding
+from companion.theory.ntk_dense import gradients, gram, noted, rounding
 
 _OUTER = (nn.Linear, nn.Conv1d, nn.Conv2d)  # a product of what came in and of what comes back
 _SCALE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)  # one factor a channel
@@ -167,35 +167,14 @@ def _layers(model: nn.Module) -> dict[nn.Module, str]:
     return layers
 
 
-def _run(model: nn.Module, layers: list[nn.Module], x: Tensor) -> tuple[Tensor, dict[nn.Module, list]]:
-    """Pass points, and note what goes into and out of each of these layers at each use."""
-    seen: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
-
-    def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        seen[layer].append((inputs[0].detach(), output))
-        return output.clone()  # an in-place activation must not overwrite what was kept
-
-    hooks = [layer.register_forward_hook(keep) for layer in layers]
-    try:
-        return model(x), seen
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 def _passed(model: nn.Module, block: list[_Piece], x: Tensor, outputs: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield what came into each piece's layer, (n, D, L), and outputs' derivatives by what went out, (n, k, C, L)."""
     with torch.enable_grad():
-        f, seen = _run(model, [piece.layer for piece in block], x)
+        f, seen = noted(model, [piece.layer for piece in block], x)
         calls = [seen[piece.layer][0] for piece in block]
-        back = [_backward(f[:, output].sum(), [p for _, p in calls]) for output in outputs]
+        back = [gradients(f[:, output].sum(), [p for _, p in calls]) for output in outputs]
     for i, (piece, (a, _)) in enumerate(zip(block, calls, strict=True)):
         yield _inputs(piece.layer, a), torch.stack([_channels_first(piece.layer, g[i]) for g in back], 1)
-
-
-def _backward(f: Tensor, by: list[Tensor]) -> tuple[Tensor, ...]:
-    """Derivatives, zero where nothing depends."""
-    return torch.autograd.grad(f, by, retain_graph=True, allow_unused=True, materialize_grads=True)
 
 
 def _channels_first(layer: nn.Module, p: Tensor) -> Float[Tensor, "n C L"]:
@@ -231,7 +210,7 @@ def _inputs(layer: nn.Module, a: Tensor) -> Float[Tensor, "n D L"]:
 @torch.enable_grad()
 def _check(model: nn.Module, layers: dict[nn.Module, str], x: Tensor, outputs: list[int]) -> dict[nn.Module, _Sizes]:
     """Return sizes; compare gradients with autograd's: a weight may also be used outside its layer."""
-    f, seen = _run(model, list(layers), x)
+    f, seen = noted(model, list(layers), x)
     for layer, calls in seen.items():
         shapes = [tuple(a.shape) for a, _ in calls]
         if len(calls) != 1 or shapes[0][0] != len(x):
@@ -240,12 +219,12 @@ def _check(model: nn.Module, layers: dict[nn.Module, str], x: Tensor, outputs: l
                 f"{shapes}: {_INSTEAD}"
             )
     total, sizes = f[:, outputs].sum(), {}
-    back = _backward(total, [calls[0][1] for calls in seen.values()])
+    back = gradients(total, [calls[0][1] for calls in seen.values()])
     for (layer, calls), g in zip(seen.items(), back, strict=True):
         a, delta = _inputs(layer, calls[0][0]), _channels_first(layer, g)
         sizes[layer] = (a.shape[1], delta.shape[1], a.shape[2])
         parameters = list(_trained(layer).values())
-        expected = torch.cat([g.reshape(delta.shape[1], -1) for g in _backward(total, parameters)], 1)
+        expected = torch.cat([g.reshape(delta.shape[1], -1) for g in gradients(total, parameters)], 1)
         found, size = _summed(layer, a, delta), _summed(layer, a.abs(), delta.abs())
         if (found - expected).abs().max() > rounding(size):
             raise ValueError(
