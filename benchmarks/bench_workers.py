@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from benchmarks.measure import Measurement, floor, flops, seconds, summary, versus
 from companion import progress
@@ -49,6 +51,34 @@ def as_one(call: Callable[[], float]) -> float:
         return call()
 
 
+def with_norms_of_all(call: Callable[[], float]) -> float:
+    """What a process measures that has not joined the others, but computes batch norms as if it had."""
+
+    def replaced(model: nn.Module) -> nn.Module:
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.__class__ = distributed.GlobalBatchNorm  # type: ignore[assignment]
+        return model
+
+    with mock.patch.object(distributed, "with_global_batch_norm", replaced):
+        return as_one(call)
+
+
+def in_all_reduces() -> float:
+    """Seconds of a shared step that pass inside all-reduces, waiting for the other worker included."""
+    spent, plain = [0.0], dist.all_reduce
+
+    def timed(*given: object) -> object:
+        began = time.perf_counter()
+        done = plain(*given)
+        spent[0] += time.perf_counter() - began
+        return done
+
+    with mock.patch.object(dist, "all_reduce", timed):
+        fitted(BATCH)
+    return spent[0] / STEPS
+
+
 def counted(batch: int, loss: str) -> tuple[int, int]:
     """How many bytes go through the all-reduce in one step, and in how many calls."""
     sizes: list[int] = []
@@ -82,7 +112,9 @@ def work() -> dict:
         "alone": lambda: as_one(lambda: fitted(BATCH)) if first else None,  # the other one waits
         "apart": lambda: as_one(lambda: fitted(BATCH)),
         "share": lambda: as_one(lambda: fitted(BATCH // 2, drawn=BATCH)),
+        "share, norms": lambda: with_norms_of_all(lambda: fitted(BATCH // 2, drawn=BATCH)),
         "strong": lambda: fitted(BATCH),
+        "exchange": in_all_reduces,
         "weak": lambda: fitted(2 * BATCH),
     }
     times: dict[str, list[float]] = {name: [] for name in kinds}
@@ -135,11 +167,17 @@ def _steps(found: dict) -> list[Measurement]:
 
     whole = {"floor": 1e3 * found["floor"], "floor_says": "products, one thread a worker"}
     half = whole | {"floor": 0.5e3 * found["floor"]}
+    parts = {
+        "a worker's share, norms of one process": ("share", "views of the batch, network on half of it; both at work"),
+        "a worker's share, norms of all workers": ("share, norms", "the same, nothing exchanged"),
+        "of a shared step, in all-reduces": ("exchange", "one after the other they take the latency below"),
+    }
     return [
         row(f"step, {one}, batch 256", "alone", BATCH, **whole),
         row("step, two processes that exchange nothing, batch 256 each", "apart", 2 * BATCH, **whole),
         row("step, strong scaling: two workers, batch 256 together", "strong", BATCH, **half),
         row("step, weak scaling: two workers, batch 512 together", "weak", 2 * BATCH, **whole),
+        *[summary(what, [1e3 * t for t in times[name]], "ms", note) for what, (name, note) in parts.items()],
     ]
 
 

@@ -602,8 +602,8 @@ ledger.record("flatness.controlled-variance-plain", plain[0].stderr ** 2 / least
 # {verdict}`flatness.trace-controlled`, the square of the standard error is {measured}`flatness.controlled-variance|.2f`
 # times what the matrices predict {verdict}`flatness.controlled-variance`; Hutchinson's with as many probes,
 # {measured}`flatness.controlled-variance-plain|.1f` times that. At the minimiser every probe finds the trace, up to
-# rounding {verdict}`flatness.controlled-saturation`. What it brings in time is in the record
-# (`benchmarks/RECORDS.md`, curvature).
+# rounding {verdict}`flatness.controlled-saturation`. The further from saturation, the less it brings; at random weights
+# Hutch++ with a small sketch saves more products (`benchmarks/RECORDS.md`, curvature).
 
 # %% [markdown]
 # ## SGD drifts along the minimisers
