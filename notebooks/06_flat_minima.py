@@ -64,8 +64,7 @@ from companion.lab.masked.transformer import Shape, Transformers, enlarge, repea
 from companion.lab.train import Options
 from companion.ledger.figures import COLORS
 from companion.progress import track
-from companion.theory import curvature, flatness
-from companion.theory.controlled_trace import controlled_hessian_trace
+from companion.theory import controlled_trace, curvature, flatness
 from companion.theory.flatness import drift, majority_heads, majority_trace, saturation, slow_flow, soft_majority
 from companion.theory.flatness.soup import second_order, soup
 
@@ -569,9 +568,21 @@ for control, method in (("", "hutch++"), ("-hutchinson", "hutchinson")):
     found = curvature.hessian_trace(exact_loss, minimiser, method=method, samples=60, generator=source)
     ledger.record("flatness.few-directions" + control, abs(found.value / exact.hessian - 1))
 
+# %% [markdown]
+# The distances are {measured}`flatness.cheap-trace|.1f` standard errors for the cheap trace
+# {verdict}`flatness.cheap-trace`, {measured}`flatness.trace-hutchinson|.1f` for Hutchinson's
+# {verdict}`flatness.trace-hutchinson` and {measured}`flatness.trace-hutchpp|.1f` for Hutch++
+# {verdict}`flatness.trace-hutchpp`. Off saturation the same squared gradients, with
+# labels of the model, miss the trace of the Hessian by {measured}`flatness.cheap-trace-unsaturated|.0f` standard errors: they
+# estimate $\tr G$, and one has to say which trace is meant. At the
+# minimiser the Hessian has rank eighteen, and twenty of the sixty products of Hutch++ find all of it, so that nothing
+# is left to chance {verdict}`flatness.few-directions`; Hutchinson's sixty are
+# {measured}`flatness.few-directions-hutchinson|percent` off.
+
+# %%
 signs = torch.Generator().manual_seed(seed + 619)
 off, at_floor = (
-    controlled_hessian_trace(
+    controlled_trace.controlled_hessian_trace(
         flatness.softmax_net.logits, at, contexts, truth, weights=weights, samples=probes, generator=signs
     )
     for at in (drawn, minimiser)
@@ -588,16 +599,6 @@ ledger.record("flatness.controlled-variance", off.stderr**2 / least)
 ledger.record("flatness.controlled-variance-plain", plain[0].stderr ** 2 / least)
 
 # %% [markdown]
-# The distances are {measured}`flatness.cheap-trace|.1f` standard errors for the cheap trace
-# {verdict}`flatness.cheap-trace`, {measured}`flatness.trace-hutchinson|.1f` for Hutchinson's
-# {verdict}`flatness.trace-hutchinson` and {measured}`flatness.trace-hutchpp|.1f` for Hutch++
-# {verdict}`flatness.trace-hutchpp`. Off saturation the same squared gradients, with
-# labels of the model, miss the trace of the Hessian by {measured}`flatness.cheap-trace-unsaturated|.0f` standard errors: they
-# estimate $\tr G$, and one has to say which trace is meant. At the
-# minimiser the Hessian has rank eighteen, and twenty of the sixty products of Hutch++ find all of it, so that nothing
-# is left to chance {verdict}`flatness.few-directions`; Hutchinson's sixty are
-# {measured}`flatness.few-directions-hutchinson|percent` off.
-#
 # With the Gauss–Newton matrix as a control variate, {measured}`flatness.trace-controlled|.1f` standard errors off
 # {verdict}`flatness.trace-controlled`, the square of the standard error is {measured}`flatness.controlled-variance|.2f`
 # times what the matrices predict {verdict}`flatness.controlled-variance`; Hutchinson's with as many probes,
