@@ -229,7 +229,7 @@ def compared(kind: str, n: int) -> tuple[Measurement, dict[str, float]]:
 
 MISSED = {
     "blocks": "products wait for rows far apart in memory; next: vertices in the order of their largest Ritz entries",
-    "neighbours": "half of the steps find the way from a random start; next: start from a coarse level's eigenvectors",
+    "neighbours": "a random start is far from the answer; next: start from a coarse level's eigenvectors",
     "views": "products wait for rows far apart in memory; next: images in the order of their views' Ritz entries",
 }
 GROWTH = {
